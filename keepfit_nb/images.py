@@ -6,7 +6,7 @@
 __all__ = ['MAX_PIXELS', 'FORMATS', 'ROLES', 'eight_bit', 'rgb_array', 'decode', 'foreground_box', 'foreground_crop',
            'resize_pad', 'preprocess', 'Settings', 'check_space', 'make_cache', 'build', 'ImageCache', 'Augment']
 
-# %% ../nbs/06_images.ipynb #f309bc39
+# %% ../nbs/06_images.ipynb #bed4d869
 import csv, errno, io, json, os, shutil, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from PIL import Image, ImageFilter, ImageOps
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
@@ -57,9 +58,9 @@ def rgb_array(
         if opacity.any(): a = ((a.astype(np.uint16) * opacity + 127) // 255).astype(np.uint8)
     return np.ascontiguousarray(np.broadcast_to(a, (*a.shape[:2], 3))) if a.shape[-1] == 1 else np.array(a)
 
-# %% ../nbs/06_images.ipynb #9f8a9e91
+# %% ../nbs/06_images.ipynb #82dfa14a
 MAX_PIXELS = 80_000_000      # more than any retinal camera makes; a small file that claims more is a mistake or an attack
-FORMATS = ("JPEG", "MPO", "PNG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM")
+FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM")
 
 def _from_pillow(im: Image.Image, where: str) -> np.ndarray:
     "A Pillow image of any mode as uint8 (H,W,3), upright."
@@ -75,7 +76,7 @@ def _from_pillow(im: Image.Image, where: str) -> np.ndarray:
     if im.mode == "I": a = a.clip(0, 65535).astype(np.uint16)     # how older Pillow opens 16-bit PNG
     return rgb_array(a, where)
 
-# %% ../nbs/06_images.ipynb #2b054bd0
+# %% ../nbs/06_images.ipynb #f212d3b9
 def _read_file(source, where: str) -> np.ndarray:
     "Open and unpack a path or bytes; every way to be broken becomes a ValueError that says which."
     try:
@@ -83,7 +84,7 @@ def _read_file(source, where: str) -> np.ndarray:
     except Image.DecompressionBombError:
         raise ValueError(f"{where}: claims more than {MAX_PIXELS:,} pixels; make it smaller first") from None
     except Image.UnidentifiedImageError:
-        raise ValueError(f"{where}: is no picture in a format we read ({', '.join(FORMATS)}), whatever its name ends in") from None
+        raise ValueError(f"{where}: is no picture in a format we read ({', '.join(FORMATS)}), whatever it is called") from None
     except (FileNotFoundError, PermissionError, IsADirectoryError): raise
     except ValueError as e:
         if str(e).startswith(where): raise                        # our own words already
@@ -112,7 +113,7 @@ def decode(
     if not path.stat().st_size: raise ValueError(f"'{path}': is empty (0 bytes); fetch the file again")
     return _read_file(path, f"'{path}'")
 
-# %% ../nbs/06_images.ipynb #a694189d
+# %% ../nbs/06_images.ipynb #56296842
 def foreground_box(
     img: np.ndarray,          # uint8 (H,W,3)
     chord: float = .08,       # share of a row or column that must be lit
@@ -121,8 +122,8 @@ def foreground_box(
     "Where the field of view lies within a dark border; the whole picture where there is none or the answer is doubtful. (ours)"
     h, w = img.shape[:2]
     step = max(1, max(h, w) // 128)
-    small = Image.fromarray(img).reduce(step) if step > 1 else Image.fromarray(img)
-    a = np.asarray(small.filter(ImageFilter.MedianFilter(3))).max(2)
+    small = np.asarray(Image.fromarray(img).reduce(step)).max(2)
+    a = np.asarray(Image.fromarray(small).filter(ImageFilter.MedianFilter(3)))
     k = max(1, min(a.shape) // 16)
     border = float(np.median([np.median(c) for c in (a[:k, :k], a[:k, -k:], a[-k:, :k], a[-k:, -k:])]))
     lit = a > border + max(6., .05 * (np.percentile(a, 99) - border))
@@ -133,7 +134,6 @@ def foreground_box(
     if bottom - top < smallest * h or right - left < smallest * w: return 0, h, 0, w
     return int(top), int(bottom), int(left), int(right)
 
-# %% ../nbs/06_images.ipynb #85687020
 def foreground_crop(
     img: np.ndarray,      # uint8 (H,W,3)
 ) -> np.ndarray:          # uint8 (h,w,3), a view of the same memory
@@ -158,18 +158,18 @@ def resize_pad(
     out[top:top + height, left:left + width] = img
     return out
 
-# %% ../nbs/06_images.ipynb #cb29831f
+# %% ../nbs/06_images.ipynb #72b5c7c5
 def preprocess(
     image,                # path, bytes, Pillow image, array or tensor of one picture
     size: int = 224,      # side of the square, pixels
     crop: bool = True,    # cut the dark border away first
 ) -> Tensor:              # uint8 (3,size,size)
     "The one way from a picture to the model's input, in training and ever after: decode, crop, resize, pad."
-    if not isinstance(size, (int, np.integer)) or size < 1: raise ValueError(f"size {size!r}: pass a whole number of pixels, e.g. 224")
+    if not isinstance(size, (int, np.integer)) or size < 1: raise ValueError(f"size {size!r}: pass whole pixels, e.g. 224")
     img = decode(image)
     return torch.from_numpy(resize_pad(foreground_crop(img) if crop else img, int(size))).permute(2, 0, 1).contiguous()
 
-# %% ../nbs/06_images.ipynb #990bd487
+# %% ../nbs/06_images.ipynb #6df386c7
 ROLES = ("elite", "public", "evaluation")
 
 class Settings(BaseModel, extra="forbid"):
@@ -179,7 +179,6 @@ class Settings(BaseModel, extra="forbid"):
     workers: int = Field(0, ge=0, le=256)                  # threads; 0: one per core
     max_quarantined: float = Field(.05, ge=0, le=1)        # a larger share of broken pictures is an error
 
-# %% ../nbs/06_images.ipynb #57b5c171
 def check_space(
     folder: Path,        # where the file will lie
     needed: int,         # bytes
@@ -190,11 +189,11 @@ def check_space(
         raise OSError(errno.ENOSPC, f"the image cache needs {needed / 1e9:.2f} GB and '{folder}' has {free / 1e9:.2f} GB left: "
                       "free some space, choose another run folder (run_dir) or a smaller images.size")
 
-# %% ../nbs/06_images.ipynb #876fa6ad
+# %% ../nbs/06_images.ipynb #5efa364d
 def _open_partial(folder: Path, n: int, size: int) -> tuple[np.memmap, np.ndarray]:
     "The unfinished cache file and which of its rows are done; what an earlier, killed attempt left is taken up."
     part, marks, shape = folder / "images.part.npy", folder / "done.npy", (n, 3, size, size)
-    if (folder / "images.npy").exists(): os.replace(folder / "images.npy", part)      # finished, but the stage was not: look again
+    if (folder / "images.npy").exists(): os.replace(folder / "images.npy", part)      # finished, but the stage was not
     if part.exists() and marks.exists():
         try:
             pixels, done = np.load(part, mmap_mode="r+"), np.load(marks)
@@ -214,26 +213,28 @@ def _mark(folder: Path, pixels: np.memmap, done: np.ndarray) -> None:
     with open(folder / "done.tmp", "wb") as f: np.save(f, done)
     os.replace(folder / "done.tmp", folder / "done.npy")
 
-# %% ../nbs/06_images.ipynb #55b60b2f
+# %% ../nbs/06_images.ipynb #8b93567c
 def _fill(folder: Path, paths: list[str], pixels: np.memmap, done: np.ndarray, settings: Settings) -> dict[int, str]:
     "Preprocess what is not done yet, in threads (Pillow works outside Python's lock). Returns row → why it is broken."
     def one(row):
         try: return row, preprocess(Path(paths[row]).read_bytes(), settings.size, settings.crop).numpy(), ""
         except FileNotFoundError: return row, None, "file not found"
-        except (ValueError, OSError) as e: return row, None, str(e.strerror if isinstance(e, OSError) else e).removeprefix("bytes: ")
+        except OSError as e: return row, None, str(e.strerror)
+        except ValueError as e: return row, None, str(e).removeprefix("bytes: ")
     todo, broken, last = np.flatnonzero(~done), {}, time.monotonic()
     with ThreadPoolExecutor(settings.workers or os.cpu_count() or 1) as pool:
-        for start in range(0, len(todo), 256):
-            for row, picture, reason in pool.map(one, todo[start:start + 256]):
-                if reason: broken[int(row)] = reason
-                else: pixels[row], done[row] = picture, True
-            if time.monotonic() - last > 5:
-                _mark(folder, pixels, done); last = time.monotonic()
-                print(f"image cache: {done.sum():,} of {len(paths):,}", flush=True)
-    _mark(folder, pixels, done)
+        try:
+            for start in range(0, len(todo), 256):
+                for row, picture, reason in pool.map(one, todo[start:start + 256]):
+                    if reason: broken[int(row)] = reason
+                    else: pixels[row], done[row] = picture, True
+                if time.monotonic() - last > 5:
+                    _mark(folder, pixels, done); last = time.monotonic()
+                    print(f"image cache: {done.sum():,} of {len(paths):,}", flush=True)
+        finally: _mark(folder, pixels, done)                    # also after Ctrl-C
     return broken
 
-# %% ../nbs/06_images.ipynb #a03c0c23
+# %% ../nbs/06_images.ipynb #83b9ae6e
 def _write_lines(path: Path, rows) -> None:
     with open(path.with_suffix(".tmp"), "w", encoding="utf-8") as f:
         for r in rows: f.write(json.dumps(r, ensure_ascii=False) + "\n")
@@ -244,7 +245,22 @@ def _write_quarantine(path: Path, rows: list[dict]) -> None:
         out = csv.DictWriter(f, ["role", "row", "source", "reason"]); out.writeheader(); out.writerows(rows)
     os.replace(path.with_suffix(".tmp"), path)
 
-# %% ../nbs/06_images.ipynb #f7f2589e
+def _finish(folder: Path, roles: dict, row_of: dict, broken: dict, settings: Settings) -> dict:
+    "The records' files, then the new name that says: finished."
+    counts, refused = {}, []
+    for role, records in roles.items():
+        placed = [(i, {**r, "image": str(r["image"]), "row": row_of[str(r["image"])]}) for i, r in enumerate(records)]
+        refused += [{"role": role, "row": i, "source": r.get("source", ""), "reason": broken[r["row"]]}
+                    for i, r in placed if r["row"] in broken]
+        good = [r for _, r in placed if r["row"] not in broken]
+        _write_lines(folder / f"{role}.jsonl", good)
+        counts[role] = len(good)
+    _write_quarantine(folder / "quarantine.csv", refused)
+    write_json(folder / "cache.json", {"size": settings.size, "crop": settings.crop, "images": len(row_of), **counts})
+    os.replace(folder / "images.part.npy", folder / "images.npy")
+    return counts
+
+# %% ../nbs/06_images.ipynb #47240c81
 def make_cache(
     roles: dict,           # role → records (dicts with at least "image"), in order
     folder: Path,          # where the cache is built; holds partial work after a kill
@@ -266,25 +282,9 @@ def make_cache(
     del pixels
     counts = _finish(folder, roles, row_of, broken, settings)
     return {**counts, "images": len(row_of) - len(broken), "quarantined_images": len(broken),
-            "megabytes": round(len(row_of) * 3 * settings.size**2 / 1e6, 1), "images_per_second": round(waiting / max(seconds, 1e-6), 1)}
+            "megabytes": round(len(row_of) * 3 * settings.size**2 / 1e6, 1),
+            "images_per_second": round(waiting / max(seconds, 1e-6), 1)}
 
-# %% ../nbs/06_images.ipynb #aa40d0c3
-def _finish(folder: Path, roles: dict, row_of: dict, broken: dict, settings: Settings) -> dict:
-    "The records' files, then the new name that says: finished."
-    counts, refused = {}, []
-    for role, records in roles.items():
-        placed = [(i, {**r, "image": str(r["image"]), "row": row_of[str(r["image"])]}) for i, r in enumerate(records)]
-        refused += [{"role": role, "row": i, "source": r.get("source", ""), "reason": broken[r["row"]]}
-                    for i, r in placed if r["row"] in broken]
-        good = [r for _, r in placed if r["row"] not in broken]
-        _write_lines(folder / f"{role}.jsonl", good)
-        counts[role] = len(good)
-    _write_quarantine(folder / "quarantine.csv", refused)
-    write_json(folder / "cache.json", {"size": settings.size, "crop": settings.crop, "images": len(row_of), **counts})
-    os.replace(folder / "images.part.npy", folder / "images.npy")
-    return counts
-
-# %% ../nbs/06_images.ipynb #49a1d3ce
 @stage("06_images", needs=["05_sources"], settings=Settings)
 def build(run, folder, settings, inputs):
     "The image cache of this run, from the records of chapter 05."
@@ -343,8 +343,10 @@ class Augment(nn.Module):
         u = torch.rand(len(x), 7, generator=self.generator)
         return self._colour(self._move(x, u), u)
 
-# %% ../nbs/06_images.ipynb #fbdaf9d7
-def _move(self, x: Tensor, u: Tensor) -> Tensor:
+# %% ../nbs/06_images.ipynb #65292968
+@patch
+def _move(self: Augment, x: Tensor, u: Tensor) -> Tensor:
+    "Flips, rotations and shrinking, for the pictures that drew them."
     flip, turn = u[:, 0] < self.flip, u[:, 1] < self.affine
     angle = torch.deg2rad((2 * u[:, 2] - 1) * self.degrees)
     zoom = self.scale[0] + (self.scale[1] - self.scale[0]) * u[:, 3]
@@ -357,10 +359,10 @@ def _move(self, x: Tensor, u: Tensor) -> Tensor:
     grid = F.affine_grid(theta, [len(rows), *x.shape[1:]], align_corners=False)
     return x.index_copy(0, rows, F.grid_sample(x[rows], grid, align_corners=False))
 
-def _colour(self, x: Tensor, u: Tensor) -> Tensor:
-    b, c = (1 + self.strength * (2 * u[:, i] - 1) * (u[:, 4] < self.colour) for i in (5, 6))     # 1: no change
+@patch
+def _colour(self: Augment, x: Tensor, u: Tensor) -> Tensor:
+    "Brightness and contrast, for the pictures that drew them."
+    b, c = (1 + self.strength * (2 * u[:, i] - 1) for i in (5, 6))
     b, c = (v.to(x.device, x.dtype)[:, None, None, None] for v in (b, c))
-    mean = x.mean((1, 2, 3), keepdim=True)
-    return (((x - mean) * c + mean) * b).clamp(0, 1)
-
-Augment._move, Augment._colour = _move, _colour
+    mean, change = x.mean((1, 2, 3), keepdim=True), (u[:, 4] < self.colour).to(x.device)[:, None, None, None]
+    return torch.where(change, (((x - mean) * c + mean) * b).clamp(0, 1), x)

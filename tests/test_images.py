@@ -43,7 +43,7 @@ def test_modes_agree():
     for mode in ("RGBA", "RGBX"): assert np.array_equal(M.decode(rgb.convert(mode)), want)
     grey = rgb.convert("L")
     g = np.dstack([np.asarray(grey)] * 3)
-    for form in (grey, grey.convert("LA"), grey.convert("I;16").point(lambda v: v * 256) if False else np.asarray(grey).astype(np.uint16) * 256,
+    for form in (grey, grey.convert("LA"), np.asarray(grey).astype(np.uint16) * 256,
                  Image.fromarray(np.asarray(grey).astype(np.uint16) * 257), np.asarray(grey)[..., None], np.asarray(grey) / 255,
                  np.asarray(grey).astype(np.float32), np.asarray(grey).astype(np.int64), grey.convert("F")):
         assert np.array_equal(M.decode(form), g)
@@ -242,8 +242,6 @@ def test_interrupted_cache_goes_on(tmp_path, monkeypatch):
         calls.append(1)
         if len(calls) == 20: raise KeyboardInterrupt
         return true(*args)
-    def every_row(folder, pixels, done): M_mark(folder, pixels, done)
-    M_mark = M._mark
     monkeypatch.setattr(M, "preprocess", slow)
     with pytest.raises(KeyboardInterrupt): M.make_cache({"public": rows}, cache, M.Settings(size=32, workers=1))
     assert not (cache / "images.npy").exists()

@@ -1,0 +1,126 @@
+"""The measurements that need more time than a demo: `make study`.
+
+Each part is resumable (runs go on where they stopped, a part with unchanged code is not measured again) and writes flat
+`name: value` pairs into benchmarks/results/study.json as soon as it is done. `--only phantoms learnability` picks parts.
+"""
+import argparse, os, platform, subprocess, sys, time
+from pathlib import Path
+
+import pandas as pd
+
+from keepfit_nb.profiles import project_root, read_json, real_folder, source_fingerprint, write_json
+
+RESULTS = Path(__file__).parent / "results" / "study.json"
+
+
+def save(part, values):
+    "Replace a part's values; the other parts stay."
+    old = {k: v for k, v in read_json(RESULTS, {}).items() if not k.startswith(part + ".")}
+    RESULTS.parent.mkdir(exist_ok=True)
+    write_json(RESULTS, dict(sorted({**old, **{f"{part}.{k}": v for k, v in values.items()}}.items())))
+
+
+def chain(profile, folder, *words):
+    "Run a chain in a process of its own, as a user would; its manifest."
+    done = subprocess.run([sys.executable, "-m", "keepfit_nb.running", "run", "--profile", profile, "--run-dir", str(folder), *words], cwd=project_root())
+    if done.returncode: sys.exit(f"the chain of profile {profile} ended with {done.returncode}; run the study again to go on")
+    return read_json(project_root() / folder / "manifest.json")
+
+
+def run_facts(manifest):
+    return dict(run=f"{manifest['run']} at {manifest['commit'][:10]}", begun=manifest.get("first_started", manifest["started"]),
+                device=f"{manifest['device']}, {manifest['cores']} cores",
+                seconds=round(sum(c["seconds"] for c in manifest["chapters"].values())))
+
+
+def phantoms():
+    "Demonstration 1: three variants, three seeds; zero-shot ACA by modality, coarse and fine, and the gains paired by seed."
+    from keepfit_nb.report import overview_rows, read_results
+    folder = "runs/study_phantoms"
+    manifest = chain("demo", folder, "--set", "seeds=[0, 1, 2]")
+    rows = read_results(project_root() / folder)
+    values = run_facts(manifest)
+    for r in overview_rows(rows).itertuples():
+        name = f"{r.model}.{r.modality}.{r.kind}"
+        values |= {f"{name}.aca": r.value, f"{name}.low": r.low, f"{name}.high": r.high, f"{name}.sd": r.sd, f"{name}.n": r.n, f"{name}.seeds": r.seeds}
+    values |= gains(rows)
+    return values
+
+
+def gains(rows):
+    "Mean gain in fine-grained ACA over the modalities, paired by seed, with every seed's own value."
+    fine = rows[(rows.protocol == "zero-shot") & (rows.metric == "ACA") & (rows.kind == "fine") & rows.task.str.startswith("macro")]
+    table = fine.pivot_table(index="seed", columns="model", values="value")
+    out = {}
+    for new, old in (("elite", "public"), ("keepfit", "public"), ("keepfit", "elite")):
+        gap = table[new] - table[old]
+        out |= {f"gain.{new}_over_{old}": float(gap.mean()), f"gain.{new}_over_{old}.sd": float(gap.std()),
+                f"gain.{new}_over_{old}.seeds": ", ".join(f"{v:.3f}" for v in gap)}
+    return out
+
+
+def real():
+    "Demonstration 2: the chain on real images; every protocol per source. Aggregates only."
+    from keepfit_nb.report import read_results
+    if not (real_folder() / "records.csv").exists(): return print("real: no images at KEEPFIT_REAL; part left out")
+    folder = "runs/study_real"
+    manifest = chain("real", folder)
+    rows = read_results(project_root() / folder)
+    rows = rows[(rows.set != "phantoms") & (rows.metric == "ACA")]
+    values = run_facts(manifest)
+    for r in rows.itertuples():
+        shots = f"-{int(r.shots)}" if r.protocol not in ("zero-shot", "linear probe") and pd.notna(r.shots) and r.shots else ""
+        name = f"{r.set}.{r.modality}.{r.protocol}{shots}.{r.model}.{r.task}".replace(" ", "_")
+        values |= {f"{name}.aca": r.value, f"{name}.low": r.low, f"{name}.high": r.high, f"{name}.n": r.n}
+    return values
+
+
+def learnability():
+    "Is a disease learnable from its lesions, and from nothing else? A supervised CNN against colour histograms, per modality."
+    from keepfit_nb.angiography import render_angiogram
+    from keepfit_nb.fundus import learnability as measure, render_fundus
+    from keepfit_nb.oct import render_oct
+    values = {}
+    for modality, render in (("CFP", render_fundus), ("FFA", render_angiogram), ("OCT", render_oct)):
+        start = time.time()
+        found = measure(render, modality, n_train=6000, n_test=1200, size=96, steps=1200, seed=0)
+        values |= {f"{modality}.{k}": v for k, v in found.items()} | {f"{modality}.seconds": round(time.time() - start)}
+        print("learnability", modality, found, flush=True)
+    return values
+
+
+def speed():
+    "Images a second on one core, recorded with the machine."
+    import cv2
+    from keepfit_nb.angiography import render_angiogram
+    from keepfit_nb.eye import sample_eye
+    from keepfit_nb.fundus import render_fundus
+    from keepfit_nb.oct import render_oct
+    cv2.setNumThreads(1)
+    values = dict(machine=f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
+    for name, render, disease in (("cfp", render_fundus, "diabetic retinopathy"), ("ffa", render_angiogram, "diabetic retinopathy"), ("oct", render_oct, "macular hole")):
+        for size, count in ((128, 120), (512, 12)):
+            eyes = [sample_eye(i, disease) for i in range(count)]
+            render(eyes[0], size); start = time.process_time()
+            for eye in eyes: render(eye, size)
+            values[f"{name}{size}_per_second"] = round(count / (time.process_time() - start), 1)
+    return values
+
+
+PARTS = dict(speed=speed, learnability=learnability, phantoms=phantoms, real=real)
+MODULES = dict(speed=("oct", "angiography", "fundus"), learnability=("oct", "angiography", "fundus"))     # chains check themselves
+
+
+def main():
+    ask = argparse.ArgumentParser(description=__doc__)
+    ask.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS))
+    for part in ask.parse_args().only:
+        code = "-".join(source_fingerprint(m)[:6] for m in MODULES.get(part, ()))
+        if code and read_json(RESULTS, {}).get(f"{part}.code") == code: print(f"{part}: measured with this code already"); continue
+        print(f"== {part}", flush=True)
+        values = PARTS[part]()
+        if values: save(part, values | ({"code": code} if code else {}))
+    print(f"study: {len(read_json(RESULTS, {}))} values in {RESULTS.relative_to(project_root())}")
+
+
+if __name__ == "__main__": main()

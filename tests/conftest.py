@@ -1,0 +1,43 @@
+"Fixtures shared by the tests: one smoke run of the whole chain, small pictures, the real images where they are."
+import json, os, shutil, subprocess, sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+os.environ.setdefault("MPLBACKEND", "agg")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")          # no test reaches for a hub
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    "The checkout."
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def cli():
+    "Run `keepfit-nb …` as a user would; returns the finished process with its output as text."
+    def call(*words, cwd=ROOT, timeout=900, env=None):
+        return subprocess.run([sys.executable, "-m", "keepfit_nb.running", *map(str, words)], cwd=cwd, timeout=timeout,
+                              capture_output=True, text=True, env={**os.environ, **(env or {})})
+    return call
+
+
+@pytest.fixture(scope="session")
+def smoke_run(cli, tmp_path_factory) -> Path:
+    "Folder of one whole smoke run, all chapters through papermill."
+    folder = tmp_path_factory.mktemp("smoke") / "run"
+    done = cli("run", "--profile", "smoke", "--run-dir", folder, timeout=1500)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    (folder / "stdout.txt").write_text(done.stdout)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real() -> Path:
+    "Folder of the real images; tests that ask for it skip where it is absent."
+    from keepfit_nb.profiles import real_folder
+    if not (real_folder() / "records.csv").exists():
+        pytest.skip("the real images are not here: set KEEPFIT_REAL to their folder")
+    return real_folder()

@@ -1,0 +1,82 @@
+"Chapter 17: the probe against scikit-learn, C chosen without the test set."
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings, strategies as st
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+sys.path.insert(0, str(Path(__file__).parent))
+from evaluation_bench import fake_run, make_bench
+
+from keepfit_nb import linear_probe as lp
+from keepfit_nb.profiles import check_section
+
+
+def blobs(n=40, dim=6, seed=0, c=3):
+    rng = np.random.default_rng(seed); y = np.repeat(np.arange(c), n)
+    return 1.2 * np.eye(c, dim)[y] + rng.normal(size=(c * n, dim)), y
+
+
+@pytest.mark.parametrize("standardise", [False, True])
+def test_probe_is_scikit_learns(standardise):
+    x, y = blobs(); z = StandardScaler().fit_transform(x) if standardise else x
+    ours = lp.fit_probe(x, y, .316, standardise)
+    theirs = LogisticRegression(C=.316, class_weight="balanced", max_iter=1000).fit(z, y)
+    assert np.allclose(ours.predict_proba(x), theirs.predict_proba(z), atol=1e-6)
+
+
+def test_rare_classes_keep_their_say():
+    x, y = blobs(60); keep = np.r_[0:60, 60:64, 120:180]
+    model = lp.fit_probe(x[keep], y[keep]); said = model.predict(blobs(60, seed=1)[0])
+    assert (said[60:120] == 1).mean() > .3
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 99), st.integers(2, 4))
+def test_probabilities(seed, c):
+    x, y = blobs(12, 5, seed, c); p = lp.probe_probs(lp.fit_probe(x, y), x, c + 1)
+    assert p.shape == (len(x), c + 1) and np.allclose(p.sum(1), 1) and (p[:, c] == 0).all()
+
+
+@pytest.mark.parametrize("x, y, words", [(np.ones((3, 2)), [0, 0, 0], "two classes"), (np.full((2, 2), np.nan), [0, 1], "diverge"), (np.ones((3, 2)), [0, 1], "expected features")])
+def test_bad_features_are_refused(x, y, words):
+    with pytest.raises(ValueError, match=words): lp.fit_probe(x, np.array(y))
+
+
+def test_choice_of_c_prefers_what_generalises():
+    rng = np.random.default_rng(0); x, y = blobs(30); wide = np.c_[x, rng.normal(size=(90, 80))]
+    C, curve = lp.choose_c(wide, y, grid=(.001, .01, 100.))
+    assert C < 100 and len(curve) == 3 and max(curve) == curve[[.001, .01, 100.].index(C)]
+    assert lp.choose_c(wide, y, seed=3) == lp.choose_c(wide, y, seed=3)
+
+
+def test_choice_of_c_keeps_patients_together():
+    x, y = blobs(30, 90, 1); twins = np.repeat(x[::2], 2, 0); labels = np.repeat(y[::2], 2); who = [f"p{i // 2}" for i in range(len(labels))]
+    assert max(lp.choose_c(twins, labels, who)[1]) < max(lp.choose_c(twins, labels)[1]) - .05
+
+
+def test_too_few_patients_fall_back():
+    x, y = blobs(5); who = ["a"] * 5 + ["b"] * 5 + ["c"] * 5
+    assert lp.choose_c(x, y, who, fallback=.5) == (.5, [])
+    assert lp.choose_c(x[:6], y[:6]) == (.316, [])
+    assert lp.choose_c(x, y, grid=(.1,))[0] == .1
+
+
+def test_stage_on_a_bench(tmp_path):
+    make_bench(tmp_path / "14"); out = tmp_path / "17"; out.mkdir()
+    got = lp.build(fake_run(tmp_path), out, lp.Settings(), {"14_evaluation": tmp_path / "14"})
+    table = pd.read_parquet(out / "results.parquet"); aca = table[table.metric == "ACA"].set_index(["model", "protocol", "task"]).value
+    assert aca["keepfit", "linear probe", "phantoms CFP diseases"] > .85 and aca["start", "linear probe, tuned", "phantoms CFP diseases"] > .85
+    assert ("keepfit", "linear probe, tuned", "phantoms CFP glaucoma: cup") not in aca.index            # coarse only
+    assert aca["keepfit", "linear probe", "macro fine phantoms CFP"] == pytest.approx(aca["keepfit", "linear probe", "phantoms CFP glaucoma: cup"])
+    chosen = pd.read_csv(out / "chosen.csv"); assert len(chosen) == 6 and set(chosen[chosen.protocol == "linear probe"].C) == {.316}
+    assert got["not_converged"] == 0 and got["aca_coarse_keepfit"] == pytest.approx(aca["keepfit", "linear probe", "phantoms CFP diseases"])
+
+
+def test_settings():
+    with pytest.raises(ValueError, match="did you mean 'folds'"): check_section({"fold": 3}, lp.Settings, "section 'linear_probe'")
+    with pytest.raises(ValueError, match="folds"): check_section({"folds": 1}, lp.Settings, "section 'linear_probe'")

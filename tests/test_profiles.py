@@ -1,0 +1,137 @@
+"Chapter 00: profiles, run folders, stages."
+import json, os
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from keepfit_nb import profiles as p
+
+
+class Draw(BaseModel, extra="forbid"):
+    count: int = 2
+
+
+@pytest.fixture
+def chain(monkeypatch, tmp_path):
+    "Two toy stages; `calls` records what was built."
+    calls, table = [], {}
+    def draw(run, folder, settings, inputs): calls.append("draw"); p.write_json(folder / "n.json", settings.count if settings else 2)
+    def double(run, folder, settings, inputs): calls.append("double"); return {"twice": 2 * p.read_json(inputs["01_draw"] / "n.json")}
+    table |= {"01_draw": p.Stage("01_draw", draw, settings=Draw), "02_double": p.Stage("02_double", double, ("01_draw",))}
+    monkeypatch.setattr(p, "find_stage", lambda name: table[name])
+    run = lambda **sections: p.Run("x", p.Profile(name="t", sections=sections), tmp_path / "run")
+    return run, calls, table
+
+
+@pytest.mark.parametrize("name", ["smoke", "demo", "real", "colab", "full"])
+def test_shipped_profiles_are_valid(name):
+    from keepfit_nb.running import check_profile
+    check_profile(p.load_profile(name))
+
+
+@pytest.mark.parametrize("overrides, word", [
+    ({"pretrainin.steps": 3}, "did you mean 'pretraining'"), ({"captions": 3}, "must hold"),
+    ({"seeds": "all"}, "seeds"), ({"default_variant": "keepfitt"}, "did you mean 'keepfit'"), ({"a.b": 1, "a.b.c": 2}, "set twice")])
+def test_wrong_overrides_fail_at_once(overrides, word):
+    with pytest.raises(ValueError, match=word): p.load_profile("smoke", overrides)
+
+
+def test_unknown_profile_and_broken_files(tmp_path):
+    with pytest.raises(ValueError, match="did you mean 'smoke'"): p.load_profile("smok")
+    with pytest.raises(FileNotFoundError, match="no profile file"): p.load_profile(str(tmp_path / "none.yaml"))
+    for text, word in (("a: [", "not valid YAML"), ("- 1", "expected 'key: value'"), ("extends: nothing", "unknown profile")):
+        (tmp_path / "p.yaml").write_text(text)
+        with pytest.raises(ValueError, match=word): p.load_profile(str(tmp_path / "p.yaml"))
+
+
+def test_own_profile_extends(tmp_path):
+    (tmp_path / "mine.yaml").write_text("extends: smoke\nseeds: [4]\nvariants:\n  keepfit: {}\n")
+    mine = p.load_profile(str(tmp_path / "mine.yaml"))
+    assert mine.name == "mine" and mine.seeds == [4] and list(mine.variants) == ["keepfit"]
+
+
+def test_stage_is_built_once_and_again_when_settings_change(chain):
+    run, calls, _ = chain
+    assert p.read_json(run().need("02_double") / "metrics.json") == {"twice": 4}
+    run().need("02_double"); assert calls == ["draw", "double"]
+    assert p.read_json(run(draw={"count": 5}).need("02_double") / "metrics.json") == {"twice": 10}
+    assert calls == ["draw", "double"] * 2
+
+
+def test_seed_and_source_are_part_of_the_fingerprint(chain, monkeypatch):
+    run, _, _ = chain
+    a, b = run(), run(); b.seed = 1
+    assert a.fingerprint("02_double") != b.fingerprint("02_double")
+    monkeypatch.setattr(p, "source_fingerprint", lambda *args: "other")
+    assert run().fingerprint("02_double") != a.fingerprint("02_double")
+
+
+def test_killed_stage_keeps_its_partial_work(chain):
+    run, calls, table = chain
+    r = run(); folder = r.folder("01_draw"); folder.mkdir(parents=True)
+    p.write_json(folder / "manifest.json", {"status": "running", "fingerprint": r.fingerprint("01_draw")})
+    (folder / "half.bin").write_text("partial")
+    r.need("01_draw")
+    assert (folder / "half.bin").exists() and calls == ["draw"]
+
+
+def test_work_of_another_commit_is_replaced_but_strange_files_are_not(chain):
+    run, calls, _ = chain
+    r = run(); folder = r.folder("01_draw"); folder.mkdir(parents=True)
+    p.write_json(folder / "manifest.json", {"status": "ok", "fingerprint": "another"}); (folder / "old.bin").write_text("x")
+    r.need("01_draw"); assert not (folder / "old.bin").exists()
+    other = run(); other.dir = r.dir.parent / "home"; (other.dir / "01_draw").mkdir(parents=True); (other.dir / "01_draw" / "thesis.doc").write_text("x")
+    with pytest.raises(FileExistsError, match="thesis.doc"): other.need("01_draw")
+    assert (other.dir / "01_draw" / "thesis.doc").exists()
+
+
+def test_failure_is_written_down(chain):
+    run, _, table = chain
+    def fails(*a): raise KeyError("pupil")
+    table["01_draw"] = p.Stage("01_draw", fails)
+    with pytest.raises(KeyError): run().need("02_double")
+    left = p.read_json(run().folder("01_draw") / "manifest.json")
+    assert left["status"] == "failed" and "pupil" in left["error"]
+
+
+def test_disk_full_keeps_the_old_file_and_says_so(tmp_path, monkeypatch):
+    p.write_json(tmp_path / "a.json", 1)
+    def full(self, *a, **k): self.touch(); raise OSError(28, "No space left on device")
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="Free some space"): p.write_json(tmp_path / "a.json", 2)
+    monkeypatch.undo()
+    assert p.read_json(tmp_path / "a.json") == 1 and [f.name for f in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_metrics_take_numbers_only(tmp_path):
+    import numpy as np
+    p.merge_metrics(tmp_path, {"a": np.float32(.5)}); p.merge_metrics(tmp_path, {"b": 2})
+    assert p.read_json(tmp_path / "metrics.json") == {"a": .5, "b": 2}
+    with pytest.raises(TypeError, match="curve"): p.merge_metrics(tmp_path, {"curve": [1, 2]})
+
+
+def test_run_dir_that_is_a_file(tmp_path):
+    (tmp_path / "f").write_text("x")
+    with pytest.raises(NotADirectoryError, match="is a file"): p.open_run("00_profiles", run_dir=tmp_path / "f")
+
+
+def test_devices_and_missing_gpu(monkeypatch):
+    import torch
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert p.pick_device("cpu").type == "cpu"
+    with pytest.raises(RuntimeError, match="this machine has none"): p.pick_device("cuda")
+    with pytest.raises(ValueError, match="unknown device"): p.pick_device("tpu")
+
+
+def test_manifest_holds_no_absolute_path(chain):
+    run, _, _ = chain
+    assert str(run().dir) not in (run().need("02_double") / "manifest.json").read_text()
+
+
+def test_fingerprint_follows_imports(monkeypatch):
+    sources = {"a": "from .b import f\ndef g(): return f()", "b": "def f(): return 1"}
+    monkeypatch.setattr(p, "_module_source", lambda name: sources.get(name, ""))
+    before = p.source_fingerprint("a"); sources["b"] = "def f(): return 2"
+    assert p.source_fingerprint("a") != before
+    sources["b"] = "def f():   # back\n    return 1"; assert p.source_fingerprint("a") == before

@@ -1,0 +1,149 @@
+"The repository itself: notebooks and package agree, facts stand in one place, chapters keep the house form."
+import ast, configparser, json, re, shutil, subprocess, sys, tomllib
+from pathlib import Path
+
+import pytest, yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+INI = configparser.ConfigParser(delimiters=["="], interpolation=None)
+INI.read(ROOT / "settings.ini", encoding="utf-8")
+FACTS = INI["DEFAULT"]
+CHAPTERS = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
+NOTEBOOKS = CHAPTERS + sorted((ROOT / "nbs" / "exercises").glob("*.ipynb")) + [ROOT / "nbs" / "index.ipynb"]
+tracked = lambda: subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True).stdout.split("\n")
+name = lambda path: path.stem
+
+
+def test_settings_agree_with_nbdev():
+    nbdev = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["nbdev"]
+    assert {k: nbdev[k] for k in ("lib_name", "lib_path", "nbs_path", "doc_path", "branch")} == \
+           {k: FACTS[k] for k in ("lib_name", "lib_path", "nbs_path", "doc_path", "branch")}
+    import keepfit_nb
+    assert keepfit_nb.__version__ == FACTS["version"]
+
+
+def test_environment_names_the_same_packages():
+    bare = lambda text: re.split(r"[<>=]", text.strip())[0]
+    pip = next(d["pip"] for d in yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"] if isinstance(d, dict))
+    assert {bare(d) for d in pip} == {bare(d) for d in (FACTS["requirements"] + FACTS["dev_requirements"]).split()}
+    pinned = {d.split("==")[0]: d for d in pip}
+    for exact in FACTS["dev_requirements"].split():
+        if "==" in exact: assert pinned[bare(exact)] == exact
+
+
+def test_export_and_clean_leave_no_difference(tmp_path):
+    for f in tracked():
+        if f and (ROOT / f).is_file():
+            (tmp_path / f).parent.mkdir(parents=True, exist_ok=True); shutil.copy(ROOT / f, tmp_path / f)
+    read = lambda: {str(p.relative_to(tmp_path)): p.read_bytes() for d in ("nbs", "keepfit_nb") for p in (tmp_path / d).rglob("*") if p.is_file() and "__pycache__" not in p.parts}
+    before = read()
+    for tool in ("nbdev-export", "nbdev-clean"):
+        done = subprocess.run([Path(sys.executable).with_name(tool)], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    after = read()
+    changed = [f for f in before.keys() | after.keys() if before.get(f) != after.get(f)]
+    assert not changed, f"run `make export` and commit: {changed}"
+
+
+def test_parameters_tag_survives_cleaning(tmp_path):
+    shutil.copy(ROOT / "pyproject.toml", tmp_path); (tmp_path / "nbs").mkdir(); (tmp_path / "keepfit_nb").mkdir()
+    shutil.copy(CHAPTERS[0], tmp_path / "nbs" / "00_a.ipynb")
+    subprocess.run([Path(sys.executable).with_name("nbdev-clean"), "--fname", "nbs"], cwd=tmp_path, check=True, capture_output=True)
+    tags = [c["metadata"].get("tags") for c in json.loads((tmp_path / "nbs" / "00_a.ipynb").read_text())["cells"]]
+    assert tags.count(["parameters"]) == 1
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=name)
+def test_chapter_form(path):
+    cells = json.loads(path.read_text())["cells"]
+    first = "".join(cells[0]["source"])
+    assert first.startswith("# ") and "\n> " in first and f"nbs/{path.name}" in first and "**You will build**" in first and "**Cost**" in first
+    from keepfit_nb.running import PARAMETERS, parameter_names
+    assert tuple(parameter_names(path)) == PARAMETERS
+    values = next(c for c in cells if "parameters" in c["metadata"].get("tags", []))
+    ast.literal_eval("[" + ",".join(ast.unparse(n.value) for n in ast.parse("".join(values["source"])).body) + "]")     # literals only
+    headings = re.findall(r"^## (.+)$", "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown"), re.M)
+    assert "Exercises" in headings and "Summary" in headings
+    code = [c for c in cells if c["cell_type"] == "code"]
+    longest = max(sum(1 for line in "".join(c["source"]).splitlines() if line.strip() and not line.startswith("#|")) for c in code)
+    assert longest <= 30, f"a cell of {longest} lines"
+    assert any(c["outputs"] for c in code), "execute the chapter and commit its outputs"
+    assert not any(o["output_type"] == "error" for c in code for o in c["outputs"])
+    assert path.stat().st_size < 1_000_000
+    assert (ROOT / "nbs" / "exercises" / path.name).exists(), "the solution is missing"
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=name)
+def test_chapter_imports_only_earlier_ones(path):
+    from keepfit_nb.profiles import module_of
+    module = ROOT / "keepfit_nb" / f"{module_of(path.stem)}.py"
+    if not module.exists(): pytest.skip("no module")
+    earlier = {module_of(p.stem) for p in CHAPTERS if p.stem < path.stem}
+    used = {n.module.split(".")[0] for n in ast.walk(ast.parse(module.read_text())) if isinstance(n, ast.ImportFrom) and n.level == 1 and n.module}
+    assert used <= earlier, f"imports later chapters: {sorted(used - earlier)}"
+
+
+def test_nothing_unsafe_or_private():
+    home, banned = str(Path.home()), re.compile(r"\beval\(|\bexec\(|pickle\.load|torch\.load\(|shell=True|os\.system")
+    for f in filter(None, tracked()):
+        path = ROOT / f
+        if not path.is_file() or path.suffix not in (".py", ".ipynb", ".md", ".yaml", ".yml", ".toml", ".ini", ".txt", ".csv", ".html", ".json", ""): continue
+        text = path.read_text(encoding="utf-8", errors="replace")
+        assert str(ROOT) + "/" not in text and f"{home}/" not in text, f"{f} names a path of a machine"
+        if path.parent.name == "keepfit_nb":
+            code = "\n".join(line for line in text.splitlines() if ".eval(" not in line)
+            assert not banned.search(code), f"{f}: {banned.search(code).group()}"
+
+
+def test_repository_is_small():
+    sizes = {f: (ROOT / f).stat().st_size for f in tracked() if f and (ROOT / f).is_file()}
+    assert sum(sizes.values()) < 20e6 and not [f for f in sizes if f.endswith((".safetensors", ".npy", ".pth", ".bin"))]
+
+
+def test_light_import():
+    code = "import sys, keepfit_nb; assert not {'torch', 'transformers', 'timm'} & set(sys.modules), 'heavy import'; print(keepfit_nb.__version__)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == FACTS["version"]
+    code = "import sys; from keepfit_nb.running import app; assert not {'torch', 'pandas', 'papermill'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True); assert done.returncode == 0, done.stderr
+
+
+def test_readme_is_generated():
+    done = subprocess.run([sys.executable, ROOT / "nbs" / "make_docs.py", "--check"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "nbs" / "exercises").glob("*.ipynb")), ids=name)
+def test_exercise_solutions_run(path):
+    "Solutions are plain code: executed in one namespace, without a kernel."
+    done = subprocess.run([sys.executable, "-c", "import json, sys\nspace = {}\n"
+        "for c in json.load(open(sys.argv[1], encoding='utf-8'))['cells']:\n"
+        "    if c['cell_type'] == 'code': exec(compile(''.join(c['source']), sys.argv[1], 'exec'), space)", str(path)],
+        cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_html_of_all_chapters(tmp_path):
+    subprocess.run([sys.executable, ROOT / "nbs" / "make_docs.py", "--html", tmp_path], cwd=ROOT, check=True, capture_output=True)
+    assert len(list(tmp_path.glob("*.html"))) == len(CHAPTERS) + 1
+
+
+@pytest.mark.slow
+def test_wheel_works_elsewhere(tmp_path):
+    "The wheel, unpacked away from the checkout: data and chapters are found, a chapter runs by papermill."
+    copy = tmp_path / "src"
+    for f in tracked():
+        if f and (ROOT / f).is_file(): (copy / f).parent.mkdir(parents=True, exist_ok=True); shutil.copy(ROOT / f, copy / f)
+    subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path / "dist", copy], check=True, capture_output=True)
+    wheel = next((tmp_path / "dist").glob("*.whl")); site = tmp_path / "site"; away = tmp_path / "away"; away.mkdir()
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", site, wheel], check=True, capture_output=True)
+    import os
+    env = {**os.environ, "PYTHONPATH": str(site), "KEEPFIT_DATA": str(away / "cache")}
+    code = "import keepfit_nb, keepfit_nb.profiles as p; print(keepfit_nb.__file__); assert not p.in_checkout(); print(len(p.chapters()), p.resource('data', 'categories.csv'))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=away, env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and str(site) in done.stdout, done.stdout + done.stderr
+    shutil.copy(ROOT / "nbs" / "13_pretraining.ipynb", away)
+    done = subprocess.run([sys.executable, "-m", "papermill", "13_pretraining.ipynb", "out.ipynb", "-p", "profile", "smoke", "-k", "python3"],
+                          cwd=away, env=env, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (away / "runs" / "smoke" / "13_pretraining" / "default.json").exists()

@@ -1,0 +1,284 @@
+"Chapter 05 beyond its notebook: every way a user's disk can be wrong, and the real set."
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from keepfit_nb import sources as M
+from keepfit_nb.profiles import open_run, real_folder
+
+LABELS = ("normal", "glaucoma", "diabetic retinopathy")
+
+
+def picture(path, seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture
+def disk(tmp_path):
+    for i in range(30): picture(tmp_path / "d" / LABELS[i % 3] / f"{i}.png", i)
+    return tmp_path / "d"
+
+
+def spec(path, reader="folder", **more): return M.SetSpec(**{"name": "mine", "reader": reader, "path": str(path), "modality": "CFP", **more})
+
+
+def table(folder, text, name="t.csv", encoding="utf-8", n=10):
+    for i in range(n): picture(folder / f"{i}.png", 100 + i)
+    (folder / name).write_bytes(text.encode(encoding))
+    return folder / name
+
+
+def lines(n=10, head="image,label,split", line="{i}.png,glaucoma,train"): return head + "\n" + "".join(line.format(i=i) + "\n" for i in range(n))
+
+
+# ---- folders ------------------------------------------------------------------------------------------------------
+
+def test_folder_is_split_by_label(disk):
+    roles, refused, s = M.read_set(spec(disk))
+    assert len(refused) == 0 and s["split"].startswith("by image")
+    ev = roles["evaluation"].to_pandas()
+    assert (ev[ev.split == "test"].categories.map(lambda c: c[0]).value_counts() == 2).all() and len(ev) == 30
+    assert len(roles["public"]) == 24 and len(roles["elite"]) == 0
+    again = M.read_set(spec(disk))[0]["evaluation"]["split"]
+    assert again == list(roles["evaluation"]["split"])
+
+
+def test_missing_empty_and_imageless_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no folder at"): M.read_set(spec(tmp_path / "no"))
+    (tmp_path / "e").mkdir()
+    with pytest.raises(ValueError, match="no image"): M.read_set(spec(tmp_path / "e"))
+    (tmp_path / "e" / "notes.txt").write_text("hello")
+    with pytest.raises(ValueError, match="no image"): M.read_set(spec(tmp_path / "e"))
+    with pytest.raises(FileNotFoundError): M.read_set(spec(picture(tmp_path / "a.png")))
+
+
+def test_split_and_modality_folders(tmp_path):
+    for i, (m, s) in enumerate((m, s) for m in ("OCT", "ffa") for s in ("Training", "test") for _ in range(3)):
+        picture(tmp_path / m / s / "macular_hole" / "left" / f"{i}.PNG", i)
+    roles, _, s = M.read_set(spec(tmp_path, modality=""))
+    ev = roles["evaluation"].to_pandas()
+    assert s["split"] == "given" and set(ev.modality) == {"OCT", "FFA"} and set(ev.split) == {"train", "test"}
+    assert {tuple(c) for c in ev.categories} == {("macular hole",)}
+
+
+def test_class_with_one_image(disk):
+    picture(disk / "macular hole" / "x.png", 99)
+    roles, _, s = M.read_set(spec(disk))
+    assert any("'macular hole' has one image" in h for h in s["hints"])
+    assert sum("macular hole" in c for c in roles["evaluation"]["categories"]) == 1
+
+
+def test_broken_images_are_refused(disk):
+    good = (disk / "normal" / "0.png").read_bytes()
+    for name, content in (("cut.jpg", None), ("zero.png", b""), ("text.png", b"not a picture"), ("half.png", good[:len(good) // 2])):
+        if content is None:
+            big = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
+            big.save(disk / "normal" / name)
+            content = (disk / "normal" / name).read_bytes()[:1500]
+        (disk / "normal" / name).write_bytes(content)
+    roles, refused, s = M.read_set(spec(disk, max_quarantined=.2))
+    assert len(refused) == 4 and s["quarantined"] == 4 and len(roles["evaluation"]) == 30
+    assert any("zero" in r for r in refused.reason) and any("not an image" in r for r in refused.reason) and set(refused.set) == {"mine"}
+    with pytest.raises(ValueError, match="'mine'.*max_quarantined"): M.read_set(spec(disk))
+
+
+def test_no_modality_and_unknown_modality(disk):
+    with pytest.raises(ValueError, match="which modality"): M.read_set(spec(disk, modality=""))
+    with pytest.raises(ValueError, match="OCT"): spec(disk, modality="OTC")
+
+
+def test_file_names_with_people_are_not_shown(disk):
+    picture(disk / "normal" / "Smirnova_Olga_12.03.1961.png", 5)
+    roles, refused, s = M.read_set(spec(disk))
+    assert len(refused) == 1 and s["personal"] == 1
+    assert "Smirnova" not in refused.to_csv() + json.dumps(s, default=str)
+    assert not any("Smirnova" in p for p in roles["evaluation"]["image"])
+
+
+# ---- tables --------------------------------------------------------------------------------------------------------
+
+def test_table_without_image_column(tmp_path):
+    t = table(tmp_path, "label,split\nnormal,train\n")
+    with pytest.raises(ValueError, match="no column with the image files.*label, split"): M.read_set(spec(t, "table"))
+    with pytest.raises(ValueError, match="did you mean 'label'"): M.read_set(spec(t, "table", columns={"image": "lable"}))
+    with pytest.raises(ValueError, match="did you mean 'categories'"): M.read_set(spec(t, "table", columns={"categorie": "label"}))
+
+
+def test_missing_empty_and_headless_table(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no table at"): M.read_set(spec(tmp_path / "no.csv", "table"))
+    for text, word in (("", "empty"), ("  \n", "empty"), ("image,label\n", "no rows"), ("a,a\n1,2\n", "two columns")):
+        with pytest.raises(ValueError, match=word): M.read_set(spec(table(tmp_path, text), "table"))
+    (tmp_path / "t.parquet").write_bytes(b"not parquet at all")
+    with pytest.raises(ValueError, match="not a readable Parquet"): M.read_set(spec(tmp_path / "t.parquet", "table"))
+
+
+def test_duplicate_rows(tmp_path):
+    t = table(tmp_path, lines() + "3.png,glaucoma,train\n")
+    roles, refused, _ = M.read_set(spec(t, "table", max_quarantined=.2))
+    assert list(refused.reason) == ["duplicate of row 3"] and list(refused.row) == [10] and len(roles["public"]) == 10
+
+
+def test_unknown_label_is_named_with_the_nearest(tmp_path):
+    t = table(tmp_path, lines() + "3.png,glaucomma,train\n")
+    roles, _, s = M.read_set(spec(t, "table"))
+    assert any("'glaucomma'; did you mean 'glaucoma'" in h for h in s["hints"]) and len(roles["public"]) == 11
+    roles, refused, _ = M.read_set(spec(t, "table", strict=True, max_quarantined=.2))
+    assert list(refused.reason) == ["unknown label 'glaucomma'"] and list(refused.row) == [10] and len(roles["public"]) == 10
+
+
+def test_strange_modality_is_set_aside_not_broken(tmp_path):
+    t = table(tmp_path, lines(head="image,label,modality", line="{i}.png,glaucoma,CFP").replace("4.png,glaucoma,CFP", "4.png,glaucoma,RED-FREE"))
+    roles, refused, s = M.read_set(spec(t, "table", modality=""))
+    assert len(refused) == 0 and s["set_aside_by_modality"] == {"RED-FREE": 1} and len(roles["evaluation"]) == 9
+
+
+@pytest.mark.parametrize("cell, want", [("['glaucoma', 'cataract']", 2), ('"[""glaucoma"", ""cataract""]"', 2), ("glaucoma|cataract", 2),
+                                        ("glaucoma; cataract", 2), ("[]", 0), ("", 0)])
+def test_lists_in_cells(tmp_path, cell, want):
+    if "," in cell and not cell.startswith('"'): cell = f'"{cell}"'
+    t = table(tmp_path, lines(line="{i}.png," + cell + ",train"))
+    roles, _, _ = M.read_set(spec(t, "table"))
+    assert [len(c) for c in roles["public"]["categories"]] == [want] * (10 if want else 0)
+
+
+def test_code_in_a_cell_stays_text(tmp_path):
+    t = table(tmp_path, lines(line="{i}.png,\"[__import__('os').system('touch hacked')]\",train"))
+    with pytest.raises(ValueError, match="not a list"): M.read_set(spec(t, "table"))
+    assert not Path("hacked").exists()
+
+
+@pytest.mark.parametrize("encoding, words", [("utf-8", "青光眼"), ("utf-8-sig", "青光眼"), ("gb18030", "青光眼，左眼"), ("latin-1", "dégénérescence liée à l'âge")])
+def test_encodings(tmp_path, encoding, words):
+    t = table(tmp_path, lines(head="image,label,caption_zh,split", line="{i}.png,glaucoma," + words + ",train"), encoding=encoding)
+    roles, _, s = M.read_set(spec(t, "table"))
+    assert roles["public"]["caption_zh"][0] == words and s["encoding"] == encoding.replace("-sig", "")
+
+
+def test_wrong_encoding_given(tmp_path):
+    t = table(tmp_path, lines(line="{i}.png,é,train"), encoding="latin-1")
+    for e in ("utf-8", "nonsense"):
+        with pytest.raises(ValueError, match=e): M.read_set(spec(t, "table", encoding=e))
+
+
+def test_ragged_rows_are_refused_with_that_reason(tmp_path):
+    t = table(tmp_path, lines(30, "image,label,split,caption", "{i}.png,glaucoma,train,pale rim") + "5.png,glaucoma,train,large cup, pale rim\n6.png,glaucoma\n", n=30)
+    roles, refused, _ = M.read_set(spec(t, "table", max_quarantined=.1))
+    assert list(refused.row) == [30, 31] and refused.reason.str.contains("cells in place of 4").all() and len(roles["elite"]) == 30
+
+
+def test_split_column_is_used_and_half_a_split_is_an_error(tmp_path):
+    t = table(tmp_path, lines(8) + "8.png,glaucoma,test\n9.png,glaucoma,val\n")
+    roles, _, s = M.read_set(spec(t, "table"))
+    assert s["split"] == "given" and len(roles["public"]) == 8 and len(roles["evaluation"]) == 10
+    t = table(tmp_path, lines(8) + "8.png,glaucoma,\n9.png,glaucoma,\n")
+    with pytest.raises(ValueError, match="2 of 10 rows have no split"): M.read_set(spec(t, "table"))
+
+
+def test_table_is_split_by_patient(tmp_path):
+    text = "image,label,patient_id\n" + "".join(f"{i}.png,{LABELS[i // 2 % 3]},{i // 4}\n" for i in range(60))
+    roles, _, s = M.read_set(spec(table(tmp_path, text, n=60), "table"))
+    ev = roles["evaluation"].to_pandas()
+    assert s["split"] == "by patient" and (ev.groupby("patient").split.nunique() == 1).all() and ev.patient.str.startswith("p-").all()
+
+
+def test_captions_make_the_spark(tmp_path):
+    text = "image,label,report,split\n" + "".join(f"{i}.png,glaucoma,{'large cup' if i % 2 else ''},{'test' if i > 7 else 'train'}\n" for i in range(10))
+    roles, _, _ = M.read_set(spec(table(tmp_path, text), "table"))
+    assert len(roles["elite"]) == 4 and set(roles["elite"]["split"]) == {"train"} and len(roles["public"]) == 8
+    roles, _, _ = M.read_set(spec(table(tmp_path, text), "table", roles={"train": ["public"], "test": ["evaluation"]}))
+    assert (len(roles["elite"]), len(roles["public"]), len(roles["evaluation"])) == (0, 8, 2)
+
+
+def test_roles_are_checked(disk):
+    with pytest.raises(ValueError, match="public"): spec(disk, roles={"train": ["pubic"]})
+    with pytest.raises(ValueError, match="train"): M.read_set(spec(disk, roles={"trian": ["public"]}))
+    with pytest.raises(ValueError, match="folder"): spec(disk, reader="fodler")
+    with pytest.raises(ValueError): M.SetSpec(name="x", pth="y")
+
+
+def test_parquet_table(tmp_path):
+    table(tmp_path, "image\n0.png\n")
+    pd.DataFrame({"file": [f"{i}.png" for i in range(10)], "labels": [["glaucoma", "cataract"]] * 10, "patient": range(10)}).to_parquet(tmp_path / "t.parquet")
+    roles, _, s = M.read_set(spec(tmp_path / "t.parquet", "table"))
+    assert roles["public"]["categories"][0] == ["glaucoma", "cataract"] and s["split"] == "by patient"
+
+
+# ---- several sets ---------------------------------------------------------------------------------------------------
+
+def test_leaks_stop_the_run_or_are_dropped(tmp_path, disk):
+    (tmp_path / "copy" / "normal").mkdir(parents=True)
+    roles, _, _ = M.read_set(spec(disk))
+    test = [p for p, s in zip(roles["evaluation"]["image"], roles["evaluation"]["split"]) if s == "test"]
+    for i, p in enumerate(test[:3] + [test[0]]): (tmp_path / "copy" / "normal" / f"c{i}.png").write_bytes(Path(p).read_bytes())
+    other = M.SetSpec(name="copy", reader="folder", path=str(tmp_path / "copy"), modality="CFP", roles={"train": ["public"], "test": ["public"]})
+    with pytest.raises(ValueError, match="4 × same image bytes|3 × same image bytes"): M.gather(M.Settings(sets=[spec(disk), other]))
+    roles, _, s = M.gather(M.Settings(sets=[spec(disk), other], leaks="drop"))
+    assert s["dropped_leaks"] == 4 and len(roles["public"]) == 24
+
+
+def test_same_patient_on_both_sides(tmp_path):
+    t = table(tmp_path, "image,label,patient,split\n" + "".join(f"{i}.png,glaucoma,A{i % 5},{'test' if i > 7 else 'train'}\n" for i in range(10)))
+    with pytest.raises(ValueError, match="same patient"): M.gather(M.Settings(sets=[spec(t, "table")]))
+
+
+def test_nothing_to_train_on(tmp_path):
+    t = table(tmp_path, lines(line="{i}.png,,train"))
+    with pytest.raises(ValueError, match="no row is left to train on"): M.gather(M.Settings(sets=[spec(t, "table")]))
+
+
+def test_settings(disk):
+    with pytest.raises(ValueError, match="one name"): M.Settings(sets=[spec(disk), spec(disk)])
+    with pytest.raises(ValueError, match="no set"): M.Settings(sets=[])
+    with pytest.raises(ValueError, match="drop"): M.Settings(leaks="drp")
+
+
+def test_stage_with_a_folder_alone(tmp_path, disk):
+    run = open_run("05_sources", "smoke", tmp_path / "run", 0, {"sources.sets": [spec(disk).model_dump()]})
+    folder = run.need("05_sources")
+    assert {p.name for p in folder.iterdir()} >= {"elite.parquet", "public.parquet", "evaluation.parquet", "quarantine.csv", "summary.json"}
+    assert not (tmp_path / "run" / "03d_captions").exists()                        # phantoms only where a set asks for them
+    stamp = (folder / "public.parquet").stat().st_mtime_ns
+    assert run.need("05_sources").joinpath("public.parquet").stat().st_mtime_ns == stamp
+    picture(disk / "normal" / "new.png", 77)                                         # the user's disk changed: read again
+    again = open_run("05_sources", "smoke", tmp_path / "run", 0, {"sources.sets": [spec(disk).model_dump()]})
+    assert (again.need("05_sources") / "public.parquet").stat().st_mtime_ns != stamp
+
+
+def test_registry():
+    t = M.list_sources()
+    assert t.name.is_unique and set(t.access) <= {"included", "yours", "request", "unknown"} and len(M.list_sources("evaluation")) >= 12
+    assert set(t.reader) - {""} == set(M.READERS)
+    with pytest.raises(ValueError, match="evaluation"): M.list_sources("evalution")
+
+
+# ---- the real set ----------------------------------------------------------------------------------------------------
+
+@pytest.mark.real
+def test_real_set():
+    if not (real_folder() / "records.csv").exists(): pytest.skip("no real images: set KEEPFIT_REAL to their folder")
+    roles, refused, s = M.gather(M.Settings(sets=[M.SetSpec(name="real", reader="real")]))
+    t, s = pd.read_csv(real_folder() / "records.csv"), s["sets"]["real"]
+    in_scope = t[t.modality.isin(["CFP", "FFA", "OCT"])]
+    labelled = in_scope[in_scope.categories != "[]"]
+    assert s["set_aside_by_modality"] == {"RED-FREE": int((t.modality == "RED-FREE").sum())} and len(refused) == s["quarantined"] == 0
+    assert len(roles["public"]) == (labelled.split == "train").sum() and len(roles["evaluation"]) == len(labelled)
+    assert set(roles["elite"]["source"]) == {"odir"} and set(roles["elite"]["split"]) == {"train"}
+    assert M.check_leaks(roles)[1] == 0
+
+
+@pytest.mark.real
+def test_published_tables_of_others():
+    folder = real_folder() / "text"
+    if not folder.exists(): pytest.skip("no real tables: set KEEPFIT_REAL to their folder")
+    rows, notes = M.read_table(folder / "broken_caption_table.csv")
+    assert len(rows) > 100 and notes["encoding"] in ("utf-8", "gb18030")
+    assert "image" in M.map_columns(rows, {"image": "Image_ID"})[0]
+    for f in (real_folder() / "tables").glob("*.csv"):
+        mapped, _ = M.map_columns(M.read_table(f)[0], {})
+        assert {"image", "categories", "attributes"} <= set(mapped)
