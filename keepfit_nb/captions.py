@@ -8,9 +8,8 @@ __all__ = ['PHASES', 'LANGUAGES', 'FACT_WORDS', 'MORE_WORDS', 'NOT_THERE', 'SPAR
            'place', 'fill', 'findings', 'listed', 'upper_first', 'caption', 'facts_of', 'fact_prompts', 'Settings',
            'eye_seed', 'jobs_of', 'make_row', 'make_rows', 'make_sets', 'build']
 
-# %% ../nbs/03d_captions.ipynb #99fa4037
-import errno, hashlib, multiprocessing, os, re, shutil
-from concurrent.futures import ProcessPoolExecutor
+# %% ../nbs/03d_captions.ipynb #f564b94f
+import errno, functools, hashlib, os, re, shutil
 from pathlib import Path
 
 import cv2
@@ -24,7 +23,7 @@ from .knowledge import load_knowledge
 from .oct import render_oct
 from .profiles import MODALITIES, Run, nearest, stage
 
-# %% ../nbs/03d_captions.ipynb #cd14a270
+# %% ../nbs/03d_captions.ipynb #f3e13dce
 def visible_facts(
     eye: Eye,
     modality: str,          # CFP, FFA or OCT
@@ -32,7 +31,8 @@ def visible_facts(
     "The facts of this eye that can be seen in this modality: the truth behind its caption. ValueError when its disease cannot."
     disease = DISEASES[eye.disease]
     if modality not in MODALITIES: raise ValueError(nearest(modality, MODALITIES, "modality"))
-    if modality not in disease.modalities: raise ValueError(f"{eye.disease!r} does not show in {modality}; it shows in {', '.join(disease.modalities)}")
+    if modality not in disease.modalities:
+        raise ValueError(f"{eye.disease!r} does not show in {modality}; it shows in {', '.join(disease.modalities)}")
     return {f: v for f, v in eye.facts.items() if modality in disease.seen[f]}
 
 # %% ../nbs/03d_captions.ipynb #21127bab
@@ -54,63 +54,121 @@ def render(
     if modality == "FFA": return render_angiogram(eye, size, phase_of(eye), masks=masks)
     return render_oct(eye, size, masks=masks)
 
-# %% ../nbs/03d_captions.ipynb #138961bd
+# %% ../nbs/03d_captions.ipynb #d73c7749
 _FACTS_CFP = """
-CFP FFA | microaneurysms=few | a few microaneurysms; only a few scattered microaneurysms; sparse microaneurysms | 少量微血管瘤; 散在少数微血管瘤; 稀疏的微血管瘤
-CFP FFA | microaneurysms=many | numerous microaneurysms; numerous scattered microaneurysms; many microaneurysms | 大量微血管瘤; 多发的微血管瘤; 密集的微血管瘤
-CFP | hard exudates=present | hard exudates {place}; yellow hard exudates {place}; rings of hard exudates {place} | {place}硬性渗出; {place}黄色硬性渗出; {place}环形硬性渗出
+CFP FFA | microaneurysms=few | a few microaneurysms; only a few scattered microaneurysms; sparse microaneurysms
+    | 少量微血管瘤; 散在少数微血管瘤; 稀疏的微血管瘤
+CFP FFA | microaneurysms=many | numerous microaneurysms; numerous scattered microaneurysms; many microaneurysms
+    | 大量微血管瘤; 多发的微血管瘤; 密集的微血管瘤
+CFP | hard exudates=present | hard exudates {place}; yellow hard exudates {place}; rings of hard exudates {place}
+    | {place}硬性渗出; {place}黄色硬性渗出; {place}环形硬性渗出
 CFP | hard exudates=absent | hard exudates | 硬性渗出
-CFP | cotton-wool spots=present | cotton-wool spots around the optic disc; {number} cotton-wool spots; white fluffy cotton-wool spots | 视盘周围棉绒斑; {number}个棉绒斑; 白色棉绒斑
+CFP | cotton-wool spots=present |
+    cotton-wool spots around the optic disc; {number} cotton-wool spots; white fluffy cotton-wool spots
+    | 视盘周围棉绒斑; {number}个棉绒斑; 白色棉绒斑
 CFP | cotton-wool spots=absent | cotton-wool spots | 棉绒斑
-CFP | drusen=small | small hard drusen around the fovea; many small drusen at the macula; fine small drusen | 中心凹周围小而硬的玻璃膜疣; 黄斑区众多小玻璃膜疣; 细小玻璃膜疣
-CFP | drusen=large | large soft drusen around the fovea; several large drusen at the macula; large confluent drusen | 中心凹周围大而软的玻璃膜疣; 黄斑区多个大玻璃膜疣; 大片融合玻璃膜疣
-CFP | atrophy=small | a small patch of atrophy at the macula; a small sharply bordered atrophic area | 黄斑区小片萎缩; 边界清楚的小萎缩灶
-CFP | atrophy=large | a large patch of atrophy at the macula; a large sharply bordered atrophic area | 黄斑区大片萎缩; 边界清楚的大萎缩灶
-CFP | membrane=small | a small grey membrane with blood at the macula; a small neovascular membrane | 黄斑区小的灰色膜伴出血; 小的新生血管膜
-CFP | membrane=large | a large grey membrane with blood at the macula; a large neovascular membrane | 黄斑区大的灰色膜伴出血; 大的新生血管膜
-CFP | cup=moderate | a moderately enlarged cup; a moderately enlarged cup with a cup-to-disc ratio of {ratio}; moderate cupping of the disc | 视杯中度扩大; 视杯中度扩大，杯盘比{ratio}; 视盘中度凹陷
-CFP | cup=large | a large cup; a very large cup with a cup-to-disc ratio of {ratio}; marked large cupping of the disc | 视杯显著扩大; 大视杯，杯盘比{ratio}; 视盘显著凹陷
+CFP | drusen=small | small hard drusen around the fovea; many small drusen at the macula; fine small drusen
+    | 中心凹周围小而硬的玻璃膜疣; 黄斑区众多小玻璃膜疣; 细小玻璃膜疣
+CFP | drusen=large | large soft drusen around the fovea; several large drusen at the macula; large confluent drusen
+    | 中心凹周围大而软的玻璃膜疣; 黄斑区多个大玻璃膜疣; 大片融合玻璃膜疣
+CFP | atrophy=small | a small patch of atrophy at the macula; a small sharply bordered atrophic area
+    | 黄斑区小片萎缩; 边界清楚的小萎缩灶
+CFP | atrophy=large | a large patch of atrophy at the macula; a large sharply bordered atrophic area
+    | 黄斑区大片萎缩; 边界清楚的大萎缩灶
+CFP | membrane=small | a small grey membrane with blood at the macula; a small neovascular membrane
+    | 黄斑区小的灰色膜伴出血; 小的新生血管膜
+CFP | membrane=large | a large grey membrane with blood at the macula; a large neovascular membrane
+    | 黄斑区大的灰色膜伴出血; 大的新生血管膜
 """
 
-# %% ../nbs/03d_captions.ipynb #e681512e
-_FACTS_CFP_FFA = """
+# %% ../nbs/03d_captions.ipynb #0c45f942
+_FACTS_DISC = """
+CFP | cup=moderate |
+    a moderately enlarged cup; a moderately enlarged cup with a cup-to-disc ratio of {ratio}; moderate cupping of the disc
+    | 视杯中度扩大; 视杯中度扩大，杯盘比{ratio}; 视盘中度凹陷
+CFP | cup=large | a large cup; a very large cup with a cup-to-disc ratio of {ratio}; marked large cupping of the disc
+    | 视杯显著扩大; 大视杯，杯盘比{ratio}; 视盘显著凹陷
+"""
+
+# %% ../nbs/03d_captions.ipynb #2205f098
+_FACTS_CFP_TOO = """
 CFP | hole=small | a small round hole at the fovea; a small red foveal defect | 中心凹小圆孔; 中心凹小的红色缺损
 CFP | hole=large | a large round hole at the fovea; a large red foveal defect | 中心凹大圆孔; 中心凹大的红色缺损
-CFP | quadrant=superior | flame haemorrhages along the superior temporal vein; haemorrhages confined to the superior retina; superior flame haemorrhages | 沿颞上静脉的火焰状出血; 局限于上方视网膜的出血; 上方火焰状出血
-CFP | quadrant=inferior | flame haemorrhages along the inferior temporal vein; haemorrhages confined to the inferior retina; inferior flame haemorrhages | 沿颞下静脉的火焰状出血; 局限于下方视网膜的出血; 下方火焰状出血
-CFP | crescent=narrow | a narrow crescent beside the disc; a narrow temporal peripapillary crescent | 视盘旁窄弧形斑; 颞侧盘周窄弧形斑
+CFP | quadrant=superior |
+    flame haemorrhages along the superior temporal vein; haemorrhages confined to the superior retina; superior flame haemorrhages
+    | 沿颞上静脉的火焰状出血; 局限于上方视网膜的出血; 上方火焰状出血
+CFP | quadrant=inferior |
+    flame haemorrhages along the inferior temporal vein; haemorrhages confined to the inferior retina; inferior flame haemorrhages
+    | 沿颞下静脉的火焰状出血; 局限于下方视网膜的出血; 下方火焰状出血
+CFP | crescent=narrow | a narrow crescent beside the disc; a narrow temporal peripapillary crescent
+    | 视盘旁窄弧形斑; 颞侧盘周窄弧形斑
 CFP | crescent=wide | a wide crescent beside the disc; a wide temporal peripapillary crescent | 视盘旁宽弧形斑; 颞侧盘周宽弧形斑
-FFA | non-perfusion=present | areas of capillary non-perfusion; {number} dark areas of capillary non-perfusion; capillary non-perfusion | 毛细血管无灌注区; {number}处毛细血管无灌注; 暗黑的毛细血管无灌注
+"""
+
+# %% ../nbs/03d_captions.ipynb #4cb2e717
+_FACTS_FFA = """
+FFA | non-perfusion=present |
+    areas of capillary non-perfusion; {number} dark areas of capillary non-perfusion; capillary non-perfusion
+    | 毛细血管无灌注区; {number}处毛细血管无灌注; 暗黑的毛细血管无灌注
 FFA | non-perfusion=absent | areas of capillary non-perfusion | 毛细血管无灌注区
-FFA | atrophy=small | a small window defect at the macula; a small sharply bordered hyperfluorescent patch | 黄斑区小片窗样缺损; 边界清楚的小片高荧光
-FFA | atrophy=large | a large window defect at the macula; a large sharply bordered hyperfluorescent patch | 黄斑区大片窗样缺损; 边界清楚的大片高荧光
+FFA | atrophy=small | a small window defect at the macula; a small sharply bordered hyperfluorescent patch
+    | 黄斑区小片窗样缺损; 边界清楚的小片高荧光
+FFA | atrophy=large | a large window defect at the macula; a large sharply bordered hyperfluorescent patch
+    | 黄斑区大片窗样缺损; 边界清楚的大片高荧光
 FFA | membrane=small | a small leaking neovascular membrane; a small lacy membrane that leaks | 小的新生血管膜渗漏; 小的花边状膜伴渗漏
 FFA | membrane=large | a large leaking neovascular membrane; a large lacy membrane that leaks | 大的新生血管膜渗漏; 大的花边状膜伴渗漏
-FFA | quadrant=superior | leakage along the superior temporal vein; staining and leakage confined to the superior retina; a leaking superior branch vein | 沿颞上静脉渗漏; 局限于上方视网膜的着染与渗漏; 上方分支静脉渗漏
-FFA | quadrant=inferior | leakage along the inferior temporal vein; staining and leakage confined to the inferior retina; a leaking inferior branch vein | 沿颞下静脉渗漏; 局限于下方视网膜的着染与渗漏; 下方分支静脉渗漏
-FFA | leakage=ink-blot | an ink-blot leakage point; a round ink-blot leak; leakage that spreads as an ink blot | 墨渍样渗漏点; 圆形墨渍样渗漏; 呈墨渍样扩散的渗漏
-FFA | leakage=smokestack | a smokestack leak; leakage rising as a smokestack; a smokestack plume of dye | 炊烟状渗漏; 呈炊烟状上升的渗漏; 炊烟状荧光素柱
+FFA | quadrant=superior |
+    leakage along the superior temporal vein; blocked fluorescence by blood in the superior retina; a leaking superior branch vein
+    | 沿颞上静脉渗漏; 上方视网膜出血遮蔽荧光; 上方分支静脉渗漏
+FFA | quadrant=inferior |
+    leakage along the inferior temporal vein; blocked fluorescence by blood in the inferior retina; a leaking inferior branch vein
+    | 沿颞下静脉渗漏; 下方视网膜出血遮蔽荧光; 下方分支静脉渗漏
+FFA | leakage=ink-blot | an ink-blot leakage point; a round ink-blot leak; leakage that spreads as an ink blot
+    | 墨渍样渗漏点; 圆形墨渍样渗漏; 呈墨渍样扩散的渗漏
+FFA | leakage=smokestack | a smokestack leak; leakage rising as a smokestack; a smokestack plume of dye
+    | 炊烟状渗漏; 呈炊烟状上升的渗漏; 炊烟状荧光素柱
 """
 
-# %% ../nbs/03d_captions.ipynb #679da36f
+# %% ../nbs/03d_captions.ipynb #53780191
 _FACTS_OCT = """
-OCT | drusen=small | small drusen beneath the retinal pigment epithelium; many small bumps of the pigment epithelium; a row of small drusen | 视网膜色素上皮下小玻璃膜疣; 色素上皮众多小隆起; 一列小玻璃膜疣
-OCT | drusen=large | large drusen beneath the retinal pigment epithelium; large dome-shaped bumps of the pigment epithelium; several large drusen | 视网膜色素上皮下大玻璃膜疣; 色素上皮大的圆顶状隆起; 数个大玻璃膜疣
-OCT | atrophy=small | a small area of outer retinal atrophy; loss of the ellipsoid zone and pigment epithelium over a small area | 小范围外层视网膜萎缩; 椭圆体带与色素上皮小范围缺失
-OCT | atrophy=large | a large area of outer retinal atrophy; loss of the ellipsoid zone and pigment epithelium over a large area | 大范围外层视网膜萎缩; 椭圆体带与色素上皮大范围缺失
-OCT | fluid=subretinal | subretinal fluid; a pocket of subretinal fluid; subretinal fluid beside the elevation | 视网膜下液; 局限的视网膜下液; 隆起旁视网膜下液
-OCT | fluid=intraretinal | intraretinal fluid; cystoid intraretinal fluid; intraretinal fluid above the elevation | 视网膜内液; 囊样视网膜内液; 隆起上方视网膜内液
-OCT | hole=small | a small full-thickness hole at the fovea; a small defect through all retinal layers | 中心凹小的全层裂孔; 贯穿视网膜全层的小缺损
-OCT | hole=large | a large full-thickness hole at the fovea; a large defect through all retinal layers | 中心凹大的全层裂孔; 贯穿视网膜全层的大缺损
-OCT | elevation=shallow | a shallow neurosensory detachment; a shallow serous dome under the fovea; shallow serous elevation of the retina | 浅的神经上皮脱离; 中心凹下浅的浆液性隆起; 视网膜浅的浆液性隆起
-OCT | elevation=tall | a tall neurosensory detachment; a tall serous dome under the fovea; tall serous elevation of the retina | 高的神经上皮脱离; 中心凹下高的浆液性隆起; 视网膜高的浆液性隆起
-OCT | cysts=few | a few cysts in the inner and outer nuclear layers; only a few intraretinal cysts; a few cystoid spaces | 内外核层少量囊腔; 视网膜内少数囊腔; 少许囊样间隙
-OCT | cysts=many | numerous cysts in the inner and outer nuclear layers; numerous intraretinal cysts; many cystoid spaces | 内外核层大量囊腔; 视网膜内众多囊腔; 密集囊样间隙
-OCT | traction=flat | a flat bright film on the inner surface; a flat film without retinal folding | 内表面平坦的高反射膜; 平坦薄膜，视网膜无皱褶
-OCT | traction=folded | a folded inner surface under a contracted film; retinal folds beneath a bright film | 收缩膜下内表面皱褶; 高反射膜下视网膜皱褶
+OCT | drusen=small |
+    small drusen beneath the retinal pigment epithelium; many small bumps of the pigment epithelium; a row of small drusen
+    | 视网膜色素上皮下小玻璃膜疣; 色素上皮众多小隆起; 一列小玻璃膜疣
+OCT | drusen=large |
+    large drusen beneath the retinal pigment epithelium; large dome-shaped bumps of the pigment epithelium; several large drusen
+    | 视网膜色素上皮下大玻璃膜疣; 色素上皮大的圆顶状隆起; 数个大玻璃膜疣
+OCT | atrophy=small | a small area of outer retinal atrophy; loss of the ellipsoid zone and pigment epithelium over a small area
+    | 小范围外层视网膜萎缩; 椭圆体带与色素上皮小范围缺失
+OCT | atrophy=large | a large area of outer retinal atrophy; loss of the ellipsoid zone and pigment epithelium over a large area
+    | 大范围外层视网膜萎缩; 椭圆体带与色素上皮大范围缺失
+OCT | fluid=subretinal | subretinal fluid; a pocket of subretinal fluid; subretinal fluid beside the elevation
+    | 视网膜下液; 局限的视网膜下液; 隆起旁视网膜下液
+OCT | fluid=intraretinal | intraretinal fluid; cystoid intraretinal fluid; intraretinal fluid above the elevation
+    | 视网膜内液; 囊样视网膜内液; 隆起上方视网膜内液
 """
 
-# %% ../nbs/03d_captions.ipynb #5a7ad83f
+# %% ../nbs/03d_captions.ipynb #93c5f03f
+_FACTS_OCT_TOO = """
+OCT | hole=small | a small full-thickness hole at the fovea; a small defect through all retinal layers
+    | 中心凹小的全层裂孔; 贯穿视网膜全层的小缺损
+OCT | hole=large | a large full-thickness hole at the fovea; a large defect through all retinal layers
+    | 中心凹大的全层裂孔; 贯穿视网膜全层的大缺损
+OCT | elevation=shallow |
+    a shallow neurosensory detachment; a shallow serous dome under the fovea; shallow serous elevation of the retina
+    | 浅的神经上皮脱离; 中心凹下浅的浆液性隆起; 视网膜浅的浆液性隆起
+OCT | elevation=tall | a tall neurosensory detachment; a tall serous dome under the fovea; tall serous elevation of the retina
+    | 高的神经上皮脱离; 中心凹下高的浆液性隆起; 视网膜高的浆液性隆起
+OCT | cysts=few | a few cysts in the inner and outer nuclear layers; only a few intraretinal cysts; a few cystoid spaces
+    | 内外核层少量囊腔; 视网膜内少数囊腔; 少许囊样间隙
+OCT | cysts=many | numerous cysts in the inner and outer nuclear layers; numerous intraretinal cysts; many cystoid spaces
+    | 内外核层大量囊腔; 视网膜内众多囊腔; 密集囊样间隙
+OCT | traction=flat | a flat bright film on the inner surface; a flat film without retinal folding
+    | 内表面平坦的高反射膜; 平坦薄膜，视网膜无皱褶
+OCT | traction=folded | a folded inner surface under a contracted film; retinal folds beneath a bright film
+    | 收缩膜下内表面皱褶; 高反射膜下视网膜皱褶
+"""
+
+# %% ../nbs/03d_captions.ipynb #1b67b80b
 _MORE = """
 CFP | haemorrhage | dot and blot haemorrhages; scattered blot haemorrhages | 点状及斑片状出血; 散在斑片状出血
 CFP | flame haemorrhage | flame-shaped haemorrhages; linear haemorrhages in the nerve fibre layer | 火焰状出血灶; 神经纤维层线状出血
@@ -122,23 +180,36 @@ CFP | hypertensive retinopathy | narrowed arterioles; thin, attenuated arteries 
 CFP | central retinal vein occlusion | dilated tortuous veins; engorged veins in all quadrants | 静脉迂曲扩张; 各象限静脉怒张
 CFP | pathologic myopia | a tessellated fundus; visible choroidal vessels | 豹纹状眼底; 脉络膜血管透见
 CFP | glaucoma | a thin neuroretinal rim; loss of the neuroretinal rim | 盘沿变薄; 盘沿丢失
-CFP | normal | a pink disc with a small cup; a regular foveal reflex; vessels of normal course and calibre; a clear disc margin | 视盘色淡红，视杯小; 中心凹反光正常; 血管走行及管径正常; 视盘边界清楚
-FFA | normal | even filling of the vessels; a regular dark foveal avascular zone; a normal course of dye; sharp vessel walls | 血管充盈均匀; 中心凹无血管区规则; 荧光素循环正常; 血管壁清晰
-FFA | central retinal vein occlusion | dilated tortuous veins; diffuse leakage from the veins; blocked fluorescence by haemorrhages in all quadrants | 静脉迂曲扩张; 静脉弥漫渗漏; 各象限出血遮蔽荧光
+CFP | normal | a pink disc with a small cup; a regular foveal reflex; vessels of normal course and calibre; a clear disc margin
+    | 视盘色淡红，视杯小; 中心凹反光正常; 血管走行及管径正常; 视盘边界清楚
+"""
+
+# %% ../nbs/03d_captions.ipynb #7fe2a31e
+_MORE_TOO = """
+FFA | normal | even filling of the vessels; a regular dark foveal avascular zone; a normal course of dye; sharp vessel walls
+    | 血管充盈均匀; 中心凹无血管区规则; 荧光素循环正常; 血管壁清晰
+FFA | central retinal vein occlusion |
+    dilated tortuous veins; diffuse leakage from the veins; blocked fluorescence by haemorrhages in all quadrants
+    | 静脉迂曲扩张; 静脉弥漫渗漏; 各象限出血遮蔽荧光
 FFA | serous detachment | a faint pool of dye beneath the macula; a single leaking point | 黄斑区淡的染料积存; 单个渗漏点
-OCT | normal | a regular foveal pit; continuous retinal layers; an intact ellipsoid zone; an even pigment epithelium | 中心凹形态正常; 视网膜各层连续; 椭圆体带完整; 色素上皮平整
+OCT | normal | a regular foveal pit; continuous retinal layers; an intact ellipsoid zone; an even pigment epithelium
+    | 中心凹形态正常; 视网膜各层连续; 椭圆体带完整; 色素上皮平整
 OCT | atrophy | increased light transmission into the choroid; thinning of the outer nuclear layer | 脉络膜透光增强; 外核层变薄
-OCT | membrane | an irregular elevation of the pigment epithelium; a fibrovascular pigment epithelial detachment | 色素上皮不规则隆起; 纤维血管性色素上皮脱离
+OCT | membrane | an irregular elevation of the pigment epithelium; a fibrovascular pigment epithelial detachment
+    | 色素上皮不规则隆起; 纤维血管性色素上皮脱离
 OCT | macular hole | raised cystic edges; flared edges of the defect | 边缘隆起伴囊样改变; 缺损边缘外翻
 OCT | diabetic macular edema | thickening of the central retina; hyperreflective dots | 黄斑中心区视网膜增厚; 高反射点
 OCT | serous detachment | an intact pigment epithelium below; a smooth dome-shaped contour | 其下色素上皮完整; 光滑的圆顶状轮廓
 """
 
-# %% ../nbs/03d_captions.ipynb #151bd004
+# %% ../nbs/03d_captions.ipynb #36263a10
 _NOT_THERE = """
 CFP | normal | haemorrhages; exudates; drusen | 出血; 渗出; 玻璃膜疣
-CFP | glaucoma, pathologic myopia, macular hole, age-related macular degeneration, geographic atrophy | haemorrhages; exudates | 出血; 渗出
-CFP | neovascular age-related macular degeneration, central retinal vein occlusion, hypertensive retinopathy, branch retinal vein occlusion | new vessels | 视网膜新生血管
+CFP | glaucoma, pathologic myopia, macular hole, age-related macular degeneration, geographic atrophy | haemorrhages; exudates
+    | 出血; 渗出
+CFP | neovascular age-related macular degeneration, central retinal vein occlusion,
+    hypertensive retinopathy, branch retinal vein occlusion | new vessels
+    | 视网膜新生血管
 FFA | normal | points of leakage; filling defects | 渗漏; 充盈缺损
 FFA | geographic atrophy | leaking points | 渗漏点
 OCT | normal | cysts; folds; signs of fluid | 囊腔; 皱褶; 积液征象
@@ -147,38 +218,44 @@ OCT | central serous chorioretinopathy | cysts | 囊腔
 OCT | epiretinal membrane | signs of fluid | 积液征象
 """
 
-# %% ../nbs/03d_captions.ipynb #b34ab6b5
+# %% ../nbs/03d_captions.ipynb #7d9016ee
 _SPARED = """
-CFP | age-related macular degeneration, geographic atrophy, macular hole, neovascular age-related macular degeneration | optic disc; retinal vessels | 视盘; 视网膜血管
+CFP | age-related macular degeneration, geographic atrophy, macular hole, neovascular age-related macular degeneration |
+    optic disc; retinal vessels
+    | 视盘; 视网膜血管
 CFP | glaucoma | macula; retinal vessels | 黄斑; 视网膜血管
 CFP | hypertensive retinopathy | optic disc; macula | 视盘; 黄斑
 CFP | diabetic retinopathy, branch retinal vein occlusion | optic disc | 视盘
 CFP | pathologic myopia | macula | 黄斑
-FFA | geographic atrophy, neovascular age-related macular degeneration, central serous chorioretinopathy | optic disc; retinal vessels | 视盘; 视网膜血管
-OCT | age-related macular degeneration, geographic atrophy, central serous chorioretinopathy | inner retinal layers; vitreous | 内层视网膜; 玻璃体
+FFA | geographic atrophy, neovascular age-related macular degeneration, central serous chorioretinopathy |
+    optic disc; retinal vessels
+    | 视盘; 视网膜血管
+OCT | age-related macular degeneration, geographic atrophy, central serous chorioretinopathy | inner retinal layers; vitreous
+    | 内层视网膜; 玻璃体
 OCT | macular hole, diabetic macular edema, epiretinal membrane | pigment epithelium; choroid | 色素上皮; 脉络膜
 """
 
-# %% ../nbs/03d_captions.ipynb #b6ba62a0
+# %% ../nbs/03d_captions.ipynb #c9363233
 def _table(text: str) -> list[tuple[str, str, list[str], list[str]]]:
     "Rows (modality, key, English phrases, Chinese phrases) of a phrase table."
-    rows = []
-    for line in text.strip().splitlines():
-        where, key, en, zh = (part.strip() for part in line.split("|"))
-        for modality in where.split():
-            for k in key.split(","): rows.append((modality, k.strip(), [p.strip() for p in en.split(";")], [p.strip() for p in zh.split(";")]))
+    rows, parts = [], lambda s, sep: [p.strip() for p in s.split(sep)]
+    for line in re.sub(r"\n +", " ", text.strip()).splitlines():              # indented lines continue the row
+        where, keys, en, zh = parts(line, "|")
+        rows += [(modality, key, parts(en, ";"), parts(zh, ";")) for modality in where.split() for key in parts(keys, ",")]
     return rows
 
 LANGUAGES = ("en", "zh")
-FACT_WORDS = {(m, *k.split("=")): dict(zip(LANGUAGES, w)) for m, k, *w in _table(_FACTS_CFP + _FACTS_CFP_FFA.lstrip() + _FACTS_OCT.lstrip())}
-MORE_WORDS = [(m, k, dict(zip(LANGUAGES, w))) for m, k, *w in _table(_MORE)]
+_FACTS = "".join(t.lstrip() for t in (_FACTS_CFP, _FACTS_DISC, _FACTS_CFP_TOO, _FACTS_FFA, _FACTS_OCT, _FACTS_OCT_TOO))
+FACT_WORDS = {(m, *k.split("=")): dict(zip(LANGUAGES, w)) for m, k, *w in _table(_FACTS)}
+MORE_WORDS = [(m, k, dict(zip(LANGUAGES, w))) for m, k, *w in _table(_MORE + _MORE_TOO.lstrip())]
 NOT_THERE, SPARED = ({(m, k): dict(zip(LANGUAGES, w)) for m, k, *w in _table(t)} for t in (_NOT_THERE, _SPARED))
 
-# %% ../nbs/03d_captions.ipynb #5103b5b2
+# %% ../nbs/03d_captions.ipynb #b159ba5e
 NAMES = {   # other names an expert may write, English and Chinese; the canonical ones come from chapter 01
     "normal": (["a normal retina", "a healthy retina"], ["正常视网膜", "正常眼底"]),
     "age-related macular degeneration": (["AMD"], ["老年性黄斑变性"]),
-    "neovascular age-related macular degeneration": (["wet age-related macular degeneration", "exudative age-related macular degeneration"], ["湿性年龄相关性黄斑变性"]),
+    "neovascular age-related macular degeneration": (["wet age-related macular degeneration",
+                                                      "exudative age-related macular degeneration"], ["湿性年龄相关性黄斑变性"]),
     "glaucoma": (["glaucomatous optic neuropathy"], ["青光眼性视神经病变"]),
     "branch retinal vein occlusion": (["BRVO", "branch vein occlusion"], ["分支静脉阻塞"]),
     "central retinal vein occlusion": (["CRVO", "central vein occlusion"], ["中央静脉阻塞"]),
@@ -200,10 +277,11 @@ def disease_name(eye: Eye, modality: str, r: np.random.Generator, language: str)
     grade = visible_facts(eye, modality).get("grade")
     return f"{GRADES[grade][zh]}{'' if zh else ' '}{name}" if grade else name
 
-# %% ../nbs/03d_captions.ipynb #aef56450
-PLACES = {"around": ("around the fovea", "中心凹周围"), "temporal": ("temporal to the fovea", "中心凹颞侧"), "nasal": ("nasal to the fovea", "中心凹鼻侧"),
+# %% ../nbs/03d_captions.ipynb #ab00a1f7
+PLACES = {"around": ("around the fovea", "中心凹周围"),
+          "temporal": ("temporal to the fovea", "中心凹颞侧"), "nasal": ("nasal to the fovea", "中心凹鼻侧"),
           "above": ("above the fovea", "中心凹上方"), "below": ("below the fovea", "中心凹下方")}
-NUMBERS = {1: ("one", "一"), 2: ("two", "两"), 3: ("three", "三"), 4: ("four", "四"), 5: ("five", "五"), 6: ("six", "六"), 7: ("seven", "七"), 8: ("eight", "八")}
+NUMBERS = dict(enumerate(zip("one two three four five six seven eight".split(), "一两三四五六七八"), 1))
 
 def place(
     eye: Eye,
@@ -246,19 +324,23 @@ def findings(
     some = lambda table: (table.get((modality, eye.disease), {}).get(language, []))[:int(r.random() * 3)]
     return seen + further[:keep], missing + some(NOT_THERE), some(SPARED)
 
-# %% ../nbs/03d_captions.ipynb #4c20b37a
-FRAMES = {"en": ["{I} of the {E}: {D} with {P}. {N}", "{D} of the {E}. The {i} shows {P}. {N}", "{P} in the {E}, consistent with {D}. {N}",
-                 "The {E} shows {P}. {N} {I}, {D}.", "{I}: {P}, typical of {D}. {N}", "{D}: {P}. {N} {I} of the {E}.",
-                 "{I} showing {D}, with {P}. {N}", "{N} {P} on the {i} of the {E}: {D}.",
-                 "{I} of the {E} with {P}. {N}", "The {i} shows {P}. {N}"],
-          "zh": ["{E}{I}：{D}，可见{P}。{N}", "{E}{D}。{I}示{P}。{N}", "{E}可见{P}，符合{D}。{N}", "{E}见{P}。{N}{I}，{D}。", "{I}：{P}，为{D}典型表现。{N}",
-                 "{D}：{P}。{N}{E}{I}。", "{I}示{D}，伴{P}。{N}", "{N}{E}{I}见{P}，提示{D}。", "{E}{I}，可见{P}。{N}", "{I}示{P}。{N}"]}
+# %% ../nbs/03d_captions.ipynb #835b9e22
+FRAMES = {
+    "en": ["{I} of the {E}: {D} with {P}. {N}", "{D} of the {E}. The {i} shows {P}. {N}",
+           "{P} in the {E}, consistent with {D}. {N}", "The {E} shows {P}. {N} {I}, {D}.",
+           "{I}: {P}, typical of {D}. {N}", "{D}: {P}. {N} {I} of the {E}.",
+           "{I} showing {D}, with {P}. {N}", "{N} {P} on the {i} of the {E}: {D}.",
+           "{I} of the {E} with {P}. {N}", "The {i} shows {P}. {N}"],
+    "zh": ["{E}{I}：{D}，可见{P}。{N}", "{E}{D}。{I}示{P}。{N}", "{E}可见{P}，符合{D}。{N}", "{E}见{P}。{N}{I}，{D}。",
+           "{I}：{P}，为{D}典型表现。{N}", "{D}：{P}。{N}{E}{I}。", "{I}示{D}，伴{P}。{N}", "{N}{E}{I}见{P}，提示{D}。",
+           "{E}{I}，可见{P}。{N}", "{I}示{P}。{N}"]}
 UNNAMED = 2     # so many frames at the end leave the disease out
 IMAGES = {"CFP": (["colour fundus photograph", "fundus photograph", "fundus image"], ["眼底彩照", "眼底照片", "彩色眼底像"]),
           "FFA": (["fluorescein angiogram", "fundus fluorescein angiogram", "FFA image"], ["荧光素眼底血管造影", "眼底荧光造影", "FFA图像"]),
           "OCT": (["OCT scan", "optical coherence tomogram", "OCT B-scan through the fovea"], ["OCT扫描", "光学相干断层图像", "经中心凹OCT"])}
 EYES = {"OD": ("right eye", "右眼"), "OS": ("left eye", "左眼")}
-NEGATIVES = {"en": ["No {n}.", "There are no {n}.", "{n} are absent.", "No {n} are seen."], "zh": ["未见{n}。", "未发现{n}。", "没有{n}。", "未见明显{n}。"]}
+NEGATIVES = {"en": ["No {n}.", "There are no {n}.", "{n} are absent.", "No {n} are seen."],
+             "zh": ["未见{n}。", "未发现{n}。", "没有{n}。", "未见明显{n}。"]}
 
 def listed(words: list[str], language: str, last: str = "and") -> str:
     "a, b and c; Chinese with 、"
@@ -269,7 +351,7 @@ def upper_first(text: str) -> str:
     "Capital letters where sentences begin."
     return re.sub(r"(^|[.:] )([a-z])", lambda m: m[1] + m[2].upper() if m[1] != ": " else m[0], text)
 
-# %% ../nbs/03d_captions.ipynb #eb9d8564
+# %% ../nbs/03d_captions.ipynb #35e709e9
 def caption(
     eye: Eye,
     modality: str,           # CFP, FFA or OCT
@@ -280,19 +362,21 @@ def caption(
     if language not in LANGUAGES: raise ValueError(nearest(language, LANGUAGES, "language"))
     zh, r = language == "zh", stream(eye, f"caption {modality} {rng_seed}")
     frames, pick, named = FRAMES[language], r.random(), r.random() < .85 or "grade" in visible_facts(eye, modality)
-    frame = frames[int(pick * (len(frames) - UNNAMED))] if named else frames[len(frames) - UNNAMED + int(pick * UNNAMED)]
-    name = disease_name(eye, modality, r, language)
-    image, side = IMAGES[modality][zh][int(r.random() * 3)], EYES[eye.side][zh]
-    if modality == "FFA": image = f"{image}{PHASES[phase_of(eye)][1]}" if zh else f"{PHASES[phase_of(eye)][0].replace(' ', '-')} {image}"
+    last = len(frames) - UNNAMED
+    frame = frames[int(pick * last)] if named else frames[last + int(pick * UNNAMED)]
+    name, image, side = disease_name(eye, modality, r, language), IMAGES[modality][zh][int(r.random() * 3)], EYES[eye.side][zh]
+    phase = PHASES[phase_of(eye)][zh]
+    if modality == "FFA": image = image + phase if zh else f"{phase.replace(' ', '-')} {image}"
     way = NEGATIVES[language][int(r.random() * 4)]
     seen, missing, spared = findings(eye, modality, r, language)
     nots = way.replace("{n}", listed(missing, language, "and" if way.startswith("{n}") else "or")) if missing else ""
-    nots += (f"{listed(spared, language)}大致如常。" if zh else f" Unremarkable {listed(spared, language)}.") if spared else ""
-    text = frame.replace("{I}", image if zh else image[0].upper() + image[1:])
-    for key, words in (("{i}", image), ("{E}", side), ("{D}", name), ("{P}", listed(seen, language)), ("{N}", nots)): text = text.replace(key, words)
+    if spared: nots += f"{listed(spared, language)}大致如常。" if zh else f" Unremarkable {listed(spared, language)}."
+    slots = {"{I}": image[0].upper() + image[1:], "{i}": image, "{E}": side, "{D}": name}
+    slots |= {"{P}": listed(seen, language), "{N}": nots}
+    text = re.sub(r"\{\w\}", lambda m: slots[m[0]], frame)
     return upper_first(re.sub(r"\s+", " ", text).strip())
 
-# %% ../nbs/03d_captions.ipynb #66aea618
+# %% ../nbs/03d_captions.ipynb #234e5ae6
 _DENIES = re.compile(r"\bno\b|\babsent\b|未见|未发现|没有")
 
 def _find(phrase: str, text: str) -> bool:
@@ -305,7 +389,8 @@ def facts_of(
     "Read the facts back from a caption."
     found, low = {}, text.lower()
     sentences = re.split(r"(?<!\d)[.。]|[.。](?!\d)", low)
-    denied = " ".join(s for s in sentences if _DENIES.search(s)); stated = ". ".join(s for s in sentences if not _DENIES.search(s))
+    denied = " ".join(s for s in sentences if _DENIES.search(s))
+    stated = ". ".join(s for s in sentences if not _DENIES.search(s))
     for (_, fact, value), words in FACT_WORDS.items():
         where = denied if value == "absent" else stated
         if any(_find(p, where) for p in words["en"] + words["zh"]): found[fact] = value
@@ -313,15 +398,21 @@ def facts_of(
         found |= {fact: value for value, words in options.items() if any(w in low for w in words)}
     for value, words in reversed(GRADES.items()):
         if any(w in low for w in words): found["grade"] = value
-    names = {w.lower(): d for d in DISEASES for w in (load_knowledge()[d].name, load_knowledge()[d].name_zh, *sum(NAMES.get(d, ([], [])), []))}
-    for word in sorted(names, key=len, reverse=True):
-        if word in stated and "disease" not in found and (word not in ("normal", "正常")): found["disease"] = names[word]
-    return found
+    named = [w for w in _all_names() if w in stated]
+    return found | ({"disease": _all_names()[max(named, key=len)]} if named else {})
 
-# %% ../nbs/03d_captions.ipynb #28f0aeb6
+@functools.cache
+def _all_names() -> dict[str, str]:
+    "Every name a caption may use, lower case → disease."
+    known, names = load_knowledge(), lambda d: sum(NAMES.get(d, ([], [])), [])
+    return {w.lower(): d for d in DISEASES for w in [*names(d), *([known[d].name, known[d].name_zh] if d != "normal" else [])]}
+
+# %% ../nbs/03d_captions.ipynb #4919eb46
 _ASKED = {"CFP": "a fundus photograph", "FFA": "a fluorescein angiogram", "OCT": "an OCT scan"}
 _QUESTIONS = ["{image} of {disease} with {words}", "{disease}, {words}", "{image}, {words} can be noted", "{words}"]
-_REFUSALS = ["{image} of {disease} with no {words}", "{disease}, no {words}", "{image}, no {words} can be noted", "{words} are absent"]
+_GRADINGS = ["{image} of {words}", "{words}", "{image}, {words} is present"]
+_REFUSALS = ["{image} of {disease} with no {words}", "{disease}, no {words}", "{image}, no {words} can be noted",
+             "{words} are absent"]
 
 def fact_prompts(
     modality: str,             # CFP, FFA or OCT
@@ -334,14 +425,14 @@ def fact_prompts(
     if fact not in seen: raise ValueError(f"{disease}, {modality}: " + nearest(fact, seen, "fact"))
     out = {}
     for value in DISEASES[disease].facts[fact]:
-        if fact == "grade": words, frames = [f"{GRADES[value][0]} {disease}"], ["{image} of {words}", "{words}", "{image}, {words} is present"]
+        if fact == "grade": words, frames = [f"{GRADES[value][0]} {disease}"], _GRADINGS
         else: words, frames = FACT_WORDS[modality, fact, value]["en"], _REFUSALS if value == "absent" else _QUESTIONS
         words = [re.sub(r"( with a cup-to-disc ratio of)? ?\{\w+\}", "", w).strip() for w in words if not w.startswith("{")]
-        words = (words * 3)[:3]
-        out[value] = list(dict.fromkeys(f.format(image=_ASKED[modality], disease=disease, words=w) for f in frames for w in words))
+        said = [f.format(image=_ASKED[modality], disease=disease, words=w) for f in frames for w in words]
+        out[value] = list(dict.fromkeys(said))
     return out
 
-# %% ../nbs/03d_captions.ipynb #e255dfb4
+# %% ../nbs/03d_captions.ipynb #7e1fd02d
 class Settings(BaseModel, extra="forbid"):
     "How many phantoms, and how large. Numbers are per modality."
     size: int = Field(64, ge=32, le=1024)              # pixels
@@ -353,6 +444,7 @@ class Settings(BaseModel, extra="forbid"):
     diseases: list[str] | None = None                  # null: all
     quality: int = Field(0, ge=0, le=100)              # 0: PNG; else the quality of JPEG files
 
+# %% ../nbs/03d_captions.ipynb #70afffab
 def eye_seed(seed: int, role: str, modality: str, number: int) -> int:
     "Seed of one eye of the sets: no two places share one."
     return int.from_bytes(hashlib.sha256(f"{seed} {role} {modality} {number}".encode()).digest()[:6], "big")
@@ -364,17 +456,17 @@ def jobs_of(
     "Every image that the sets will hold. ValueError: unknown disease, or none of those named shows in a modality."
     for d in settings.diseases or []:
         if d not in DISEASES: raise ValueError("captions.diseases: " + nearest(d, DISEASES, "disease"))
-    jobs = []
+    jobs, wanted = [], [n for n in DISEASES if settings.diseases is None or n in settings.diseases]
     for modality in MODALITIES:
-        names = [n for n, d in DISEASES.items() if modality in d.modalities and (settings.diseases is None or n in settings.diseases)]
+        names = [n for n in wanted if modality in DISEASES[n].modalities]
         for role, split, n in (("public", "train", settings.n_public), ("elite", "train", settings.n_elite),
                                ("evaluation", "train", settings.n_eval_train), ("evaluation", "test", settings.n_eval_test)):
-            where = f"{role} {split}"
-            jobs += [(role, split, modality, i, eye_seed(seed, where, modality, i), names[i % len(names)]) for i in range(n if names else 0)]
-    if not jobs: raise ValueError("captions: these settings ask for no image at all; raise n_public, n_elite, n_eval_train or n_eval_test")
+            seeds = [eye_seed(seed, f"{role} {split}", modality, i) for i in range(n if names else 0)]
+            jobs += [(role, split, modality, i, s, names[i % len(names)]) for i, s in enumerate(seeds)]
+    if not jobs: raise ValueError("captions: no image at all; raise n_public, n_elite, n_eval_train or n_eval_test")
     return jobs
 
-# %% ../nbs/03d_captions.ipynb #bd991b71
+# %% ../nbs/03d_captions.ipynb #862bc6ec
 def make_row(
     job: tuple,             # of `jobs_of`
     size: int,              # pixels
@@ -390,10 +482,11 @@ def make_row(
         whole, data = cv2.imencode(name[-4:], render(eye, modality, size)[..., ::-1], how)
         part = folder / f"{name}.{os.getpid()}.part"
         part.write_bytes(data.tobytes()); os.replace(part, folder / name)
-    return dict(image=name, modality=modality, caption=caption(eye, modality) if elite else "", caption_zh=caption(eye, modality, language="zh") if elite else "",
-                categories=[disease], attributes=[f"{k}: {v}" for k, v in visible_facts(eye, modality).items()] if role == "evaluation" else [],
-                source="phantoms", licence="Apache-2.0", patient="p-" + hashlib.sha256(f"phantom {seed}".encode()).hexdigest()[:16],
-                eye=eye.side, split=split, role=role)
+    words = {k: caption(eye, modality, language=lang) if elite else "" for k, lang in (("caption", "en"), ("caption_zh", "zh"))}
+    facts = visible_facts(eye, modality) if role == "evaluation" else {}
+    patient = "p-" + hashlib.sha256(f"phantom {seed}".encode()).hexdigest()[:16]
+    return dict(image=name, modality=modality, **words, categories=[disease], attributes=[f"{k}: {v}" for k, v in facts.items()],
+                source="phantoms", licence="Apache-2.0", patient=patient, eye=eye.side, split=split, role=role)
 
 def make_rows(task: tuple) -> list[dict]:
     "A chunk of jobs, for a worker process; one thread each."
@@ -401,7 +494,7 @@ def make_rows(task: tuple) -> list[dict]:
     jobs, size, quality, folder = task
     return [make_row(job, size, quality, Path(folder)) for job in jobs]
 
-# %% ../nbs/03d_captions.ipynb #c3b73851
+# %% ../nbs/03d_captions.ipynb #7333b4b4
 def make_sets(
     folder: Path,              # images/ goes here
     settings: Settings,
@@ -412,13 +505,14 @@ def make_sets(
     for old in (folder / "images").glob("*.part"): old.unlink()
     space = len(jobs) * settings.size ** 2 * 2
     if space > shutil.disk_usage(folder).free:
-        raise OSError(errno.ENOSPC, f"{len(jobs)} phantoms of {settings.size} px need up to {space / 1e9:.1f} GB; free some space, or lower captions.n_public or captions.size")
+        raise OSError(errno.ENOSPC, f"{len(jobs)} phantoms of {settings.size} px need up to {space / 1e9:.1f} GB; "
+                      "free some space, or lower captions.n_public or captions.size")
     tasks = [(jobs[i:i + 50], settings.size, settings.quality, str(folder)) for i in range(0, len(jobs), 50)]
     workers = min(settings.processes or os.cpu_count() or 1, len(tasks))
     if workers == 1: return [row for task in tasks for row in make_rows(task)]
+    from joblib import Parallel, delayed
     from keepfit_nb.captions import make_rows as work      # importable by a fresh process, also from a notebook
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return [row for rows in pool.map(work, tasks) for row in rows]
+    return [row for rows in Parallel(workers)(delayed(work)(task) for task in tasks) for row in rows]
 
 # %% ../nbs/03d_captions.ipynb #da379da7
 @stage("03d_captions", settings=Settings)

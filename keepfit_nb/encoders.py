@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['SPECIAL', 'KNOWN', 'SHAPE', 'Settings', 'hub_reachable', 'hub_or_cache', 'out_of_reach', 'to_grid', 'ImageEncoder',
-           'timm_model', 'local_file', 'load_weights', 'tweak', 'build_image_encoder', 'train_tokenizer',
-           'vocabulary_texts', 'masked_mean', 'TextEncoder', 'is_path', 'text_folder', 'text_config', 'make_tokenizer',
-           'pretrained_text', 'build_text_encoder', 'Projection', 'build_stage']
+           'timm_model', 'local_file', 'misfits', 'load_weights', 'tweak', 'build_image_encoder', 'wordpiece',
+           'inner_letters', 'train_tokenizer', 'vocabulary_texts', 'masked_mean', 'TextEncoder', 'is_path',
+           'text_folder', 'tiny_config', 'hub_config', 'text_config', 'make_tokenizer', 'pretrained_text',
+           'text_weights', 'build_text_encoder', 'Projection', 'build_stage']
 
 # %% ../nbs/07_encoders.ipynb #4ed4964c
 import json, os, threading, urllib.error, urllib.request, warnings
@@ -50,7 +51,7 @@ class Settings(BaseModel, extra="forbid"):
         "YAML's true/false and the words are the same thing."
         return str(value).lower() if str(value).lower() in ("auto", "true", "false") else str(value)
 
-# %% ../nbs/07_encoders.ipynb #bb741add
+# %% ../nbs/07_encoders.ipynb #84e53c5f
 _answers: dict[str, bool] = {}
 
 def hub_reachable(
@@ -69,13 +70,12 @@ def hub_reachable(
         asking.start(); asking.join(seconds)
     return _answers[hub.ENDPOINT]
 
-# %% ../nbs/07_encoders.ipynb #96b3505c
 @contextmanager
 def hub_or_cache():
-    "Inside, hub downloads look in the local cache only when the hub does not answer: a miss fails at once."
+    "Inside, hub downloads look in the local cache only when the hub does not answer (it yields True): a miss fails at once."
     before = hub.HF_HUB_OFFLINE
     hub.HF_HUB_OFFLINE = before or not hub_reachable()
-    try: yield
+    try: yield hub.HF_HUB_OFFLINE
     finally: hub.HF_HUB_OFFLINE = before
 
 # %% ../nbs/07_encoders.ipynb #c9182d44
@@ -149,14 +149,24 @@ def timm_model(
             if "argument" not in str(err): raise
     raise ValueError(f"image model {name!r} cannot be built without a classifier")
 
-# %% ../nbs/07_encoders.ipynb #c1f2b430
+# %% ../nbs/07_encoders.ipynb #dd122ccd
 def local_file(path: str, what: str) -> Path:
     "A .safetensors file given as itself or as its folder; FileNotFoundError that says what was looked for."
     full = expand(path)
     full = full / "model.safetensors" if full.is_dir() else full
     if not full.is_file() or full.suffix != ".safetensors":
-        raise FileNotFoundError(f"{what}: {path!r} is no .safetensors file (nor a folder with model.safetensors, nor auto, true or false); looked at {full}")
+        raise FileNotFoundError(f"{what}: {path!r} is no .safetensors file (nor a folder with model.safetensors, "
+                                f"nor auto, true or false); looked at {full}")
     return full
+
+# %% ../nbs/07_encoders.ipynb #e2fa0608
+def misfits(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> list[str]:
+    "Every key that differs between a model's state and a file's, in words."
+    need = {k: v for k, v in ours.items() if k in theirs or not k.endswith("num_batches_tracked")}
+    return ([f"missing {k}" for k in sorted(need.keys() - theirs.keys())]
+            + [f"unknown {k}" for k in sorted(theirs.keys() - need.keys())]
+            + [f"{k} has shape {tuple(theirs[k].shape)}, not {tuple(v.shape)}" for k, v in need.items()
+               if k in theirs and theirs[k].shape != v.shape])
 
 def load_weights(
     model: nn.Module,   # a timm model without classifier; changed in place
@@ -167,21 +177,20 @@ def load_weights(
     try: state = load_file(file)
     except Exception as err: raise ValueError(f"{file.name} cannot be read as safetensors: {err}") from err
     heads = model.pretrained_cfg.get("classifier") or ()
-    heads = (heads,) if isinstance(heads, str) else tuple(heads)
-    state = {k: v.float() if v.is_floating_point() else v for k, v in state.items() if not any(k.startswith(f"{h}.") for h in heads)}
-    ours = {k: v.shape for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked") or k in state}
-    wrong = ([f"missing {k}" for k in sorted(ours.keys() - state.keys())] + [f"unknown {k}" for k in sorted(state.keys() - ours.keys())]
-             + [f"{k} has shape {tuple(state[k].shape)}, not {tuple(s)}" for k, s in ours.items() if k in state and state[k].shape != s])
-    if wrong: raise ValueError(f"{file.name} does not fit {type(model).__name__}: " + "; ".join(wrong[:8]) + (f"; and {len(wrong) - 8} more" if len(wrong) > 8 else ""))
+    heads = tuple(f"{h}." for h in ([heads] if isinstance(heads, str) else heads))
+    state = {k: v.float() if v.is_floating_point() else v for k, v in state.items() if not k.startswith(heads)}
+    wrong = misfits(model.state_dict(), state)
+    if wrong: raise ValueError(f"{file.name} does not fit {type(model).__name__}, {len(wrong)} keys differ: {'; '.join(wrong)}")
     model.load_state_dict(state, strict=False)
     return model
 
-# %% ../nbs/07_encoders.ipynb #a728fb90
+# %% ../nbs/07_encoders.ipynb #aa07e7dd
 def tweak(model: nn.Module, tweaks: list[str]) -> nn.Module:
     "Small differences between libraries' ResNets: the stride sits in the first 1×1 convolution; a larger epsilon in the norms."
-    for block in [b for n, b in model.named_modules() if n in ("layer2.0", "layer3.0", "layer4.0")] if "stride_in_1x1" in tweaks else []:
-        block.conv1.stride, block.conv2.stride = (2, 2), (1, 1)
-    for norm in [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)] if "norm_eps_1e-3" in tweaks else []: norm.eps = 1e-3
+    for name, module in model.named_modules():
+        if "stride_in_1x1" in tweaks and name in ("layer2.0", "layer3.0", "layer4.0"):
+            module.conv1.stride, module.conv2.stride = (2, 2), (1, 1)
+        if "norm_eps_1e-3" in tweaks and isinstance(module, nn.BatchNorm2d): module.eps = 1e-3
     return model
 
 def build_image_encoder(
@@ -194,30 +203,46 @@ def build_image_encoder(
         try:
             with hub_or_cache(): return ImageEncoder(tweak(timm_model(name, True, image_size), settings.image_tweaks))
         except (OSError, RuntimeError) as err:
-            out_of_reach(f"weights of image model {name!r}", mode, err, "Set encoders.image_pretrained to a local .safetensors file.")
+            out_of_reach(f"weights of image model {name!r}", mode, err,
+                         "Set encoders.image_pretrained to a local .safetensors file.")
     model = tweak(timm_model(name, False, image_size), settings.image_tweaks)
     return ImageEncoder(model if mode in ("auto", "false") else load_weights(model, mode))
 
-# %% ../nbs/07_encoders.ipynb #403f9376
+# %% ../nbs/07_encoders.ipynb #d80647ed
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
+def wordpiece(vocabulary: dict[str, int] | None = None) -> Tokenizer:
+    "A lower-casing WordPiece tokenizer as BERT's, with this vocabulary (or none yet)."
+    raw = Tokenizer(models.WordPiece(vocab=vocabulary or {}, unk_token="[UNK]"))
+    raw.normalizer = normalizers.BertNormalizer(lowercase=True)
+    raw.pre_tokenizer, raw.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
+    return raw
+
+def inner_letters(raw: Tokenizer, texts: list[str]) -> list[str]:
+    "`##a`, `##b`, …: every character that follows another within a word, sorted."
+    split = lambda text: raw.pre_tokenizer.pre_tokenize_str(raw.normalizer.normalize_str(text))
+    return sorted({f"##{c}" for text in texts for word, _ in split(text) for c in word[1:]})
+
+# %% ../nbs/07_encoders.ipynb #16452e46
 def train_tokenizer(
     texts: list[str],          # sentences or paragraphs
     vocab_size: int = 2000,    # at most, special tokens included
     max_tokens: int = 64,      # recorded as the model's maximal length
 ) -> PreTrainedTokenizerFast:
-    "A lower-casing WordPiece tokenizer learned from `texts` (`tokenizers` library), with BERT's special tokens."
+    "A WordPiece tokenizer learned from `texts` (`tokenizers` library), with BERT's special tokens. Same texts, same vocabulary."
     if not any(t.strip() for t in texts): raise ValueError("no text to learn a vocabulary from: corpus and captions are empty")
-    raw = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    raw.normalizer = normalizers.BertNormalizer(lowercase=True)
-    raw.pre_tokenizer, raw.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
-    raw.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=SPECIAL, min_frequency=2, show_progress=False))
+    learner = wordpiece()
+    fixed = SPECIAL + inner_letters(learner, texts)
+    learner.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=fixed, min_frequency=2,
+                                                                 show_progress=False))
+    raw = wordpiece(learner.get_vocab())
     ends = [(t, raw.token_to_id(t)) for t in ("[CLS]", "[SEP]")]
-    raw.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends)
+    raw.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+                                                       special_tokens=ends)
     return PreTrainedTokenizerFast(tokenizer_object=raw, model_max_length=max_tokens, pad_token="[PAD]", unk_token="[UNK]",
                                    cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]")
 
-# %% ../nbs/07_encoders.ipynb #2ca719b3
+# %% ../nbs/07_encoders.ipynb #c3f387c2
 def vocabulary_texts(
     cache: Path | None = None,   # folder of stage 06_images, for this run's captions
 ) -> list[str]:
@@ -225,8 +250,8 @@ def vocabulary_texts(
     texts = list(corpus())
     for c in load_knowledge().values(): texts += [c.name, *c.synonyms, *c.definitions]
     file = Path(cache) / "elite.jsonl" if cache else None
-    if file and file.exists():
-        with file.open(encoding="utf-8") as lines: texts += [json.loads(line).get("caption") or "" for line in lines if line.strip()]
+    lines = file.read_text(encoding="utf-8").splitlines() if file and file.exists() else []
+    texts += [json.loads(line).get("caption") or "" for line in lines if line.strip()]
     return [t for t in texts if t.strip()]
 
 # %% ../nbs/07_encoders.ipynb #967bf59f
@@ -238,15 +263,17 @@ def masked_mean(
     weights = mask.to(states.dtype).unsqueeze(-1)
     return (states * weights).sum(1) / weights.sum(1).clamp_min(1)
 
-# %% ../nbs/07_encoders.ipynb #b9a94c56
+# %% ../nbs/07_encoders.ipynb #36eeb142
 class TextEncoder(nn.Module):
     "A transformers model with masked mean pooling. `dim` is the length of a text's vector."
-    def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerFast, max_tokens: int = 64, states: tuple[int, ...] = (-1,)):
+    def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerFast, max_tokens: int = 64,
+                 states: tuple[int, ...] = (-1,)):       # hidden layers to average
         super().__init__()
         if getattr(model, "pooler", None) is not None: model.pooler = None
         self.model, self.tokenizer, self.max_tokens, self.states = model, tokenizer, max_tokens, tuple(states)
         self.dim, depth = model.config.hidden_size, model.config.num_hidden_layers
-        if any(not -depth - 1 <= s <= depth for s in self.states): raise ValueError(f"text_states {list(states)}: the model has layers 0 to {depth}")
+        if not all(-depth - 1 <= s <= depth for s in states):
+            raise ValueError(f"text_states {states}: the model has layers 0 to {depth}")
 
     def tokenize(self, texts: list[str]) -> dict[str, Tensor]:
         "Texts → input_ids and attention_mask, both (B, T), padded to the longest of the batch and cut at max_tokens."
@@ -266,10 +293,12 @@ class TextEncoder(nn.Module):
         "B texts, or what `tokenize` made of them → (B, dim)."
         return masked_mean(*self.token_states(texts))
 
-# %% ../nbs/07_encoders.ipynb #43ac7bbf
+# %% ../nbs/07_encoders.ipynb #ec10fdab
 KNOWN = {   # published architectures of the text models our profiles name
-    "emilyalsentzer/Bio_ClinicalBERT": dict(vocab_size=28996, hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072),
-    "sentence-transformers/all-MiniLM-L6-v2": dict(vocab_size=30522, hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)}
+    "emilyalsentzer/Bio_ClinicalBERT": dict(
+        vocab_size=28996, hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072),
+    "sentence-transformers/all-MiniLM-L6-v2": dict(
+        vocab_size=30522, hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)}
 SHAPE = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
 
 def is_path(mode: str) -> bool: return mode not in ("auto", "true", "false")
@@ -281,7 +310,23 @@ def text_folder(path: str) -> Path:
         raise FileNotFoundError(f"text model {path!r}: {folder} is no folder with config.json (nor auto, true or false)")
     return folder
 
-# %% ../nbs/07_encoders.ipynb #f9f0c90e
+# %% ../nbs/07_encoders.ipynb #7e4da775
+def tiny_config(settings: Settings, vocab_size: int) -> BertConfig:
+    "The architecture of `tiny`."
+    return BertConfig(vocab_size=vocab_size, hidden_size=settings.text_width, num_hidden_layers=settings.text_layers,
+                      num_attention_heads=settings.text_heads, intermediate_size=4 * settings.text_width,
+                      max_position_embeddings=max(settings.max_tokens, 64), hidden_dropout_prob=settings.text_dropout,
+                      attention_probs_dropout_prob=settings.text_dropout)
+
+def hub_config(name: str):
+    "The architecture of a hub model; FileNotFoundError when it is out of reach."
+    try:
+        with hub_or_cache() as local: return AutoConfig.from_pretrained(name, local_files_only=local)
+    except (OSError, ValueError) as err:
+        raise FileNotFoundError(f"text model {name!r}: its config.json is out of reach, so its architecture is unknown. "
+                                f"Use a local folder, 'tiny', or one of {', '.join(KNOWN)}") from err
+
+# %% ../nbs/07_encoders.ipynb #d629884f
 def text_config(
     settings: Settings,     # section `encoders`
     vocab_size: int,        # of the tokenizer; used by `tiny`
@@ -289,24 +334,16 @@ def text_config(
     "The architecture of the text model. FileNotFoundError when a hub model's is neither known nor in reach."
     name, mode = settings.text_model, settings.text_pretrained
     local = AutoConfig.from_pretrained(text_folder(mode)) if is_path(mode) else None
-    if name == "tiny":
-        config = BertConfig(vocab_size=vocab_size, hidden_size=settings.text_width, num_hidden_layers=settings.text_layers,
-                            num_attention_heads=settings.text_heads, intermediate_size=4 * settings.text_width,
-                            max_position_embeddings=max(settings.max_tokens, 64), hidden_dropout_prob=settings.text_dropout,
-                            attention_probs_dropout_prob=settings.text_dropout)
+    if name == "tiny": config = tiny_config(settings, vocab_size)
     elif expand(name).is_dir(): config = AutoConfig.from_pretrained(text_folder(name))
     elif name in KNOWN: config = BertConfig(**KNOWN[name])
-    elif local is not None: config = local
-    else:
-        try:
-            with hub_or_cache(): config = AutoConfig.from_pretrained(name)
-        except (OSError, ValueError) as err: raise FileNotFoundError(f"text model {name!r}: its config.json is out of reach, so its "
-            f"architecture is unknown. Use a local folder, 'tiny', or one of {', '.join(KNOWN)}") from err
-    differ = [f"{k}: {getattr(config, k, None)} against {getattr(local, k, None)}" for k in SHAPE if local and getattr(config, k, None) != getattr(local, k, None)]
+    else: config = local or hub_config(name)
+    pairs = {k: (getattr(config, k, None), getattr(local, k, None)) for k in SHAPE} if local else {}
+    differ = [f"{k}: {a} against {b}" for k, (a, b) in pairs.items() if a != b]
     if differ: raise ValueError(f"text_pretrained {mode!r} is another architecture than text_model {name!r}: {'; '.join(differ)}")
     return local or config
 
-# %% ../nbs/07_encoders.ipynb #0ff88a4c
+# %% ../nbs/07_encoders.ipynb #a87faca8
 def make_tokenizer(
     settings: Settings,            # section `encoders`
     texts: list[str],              # to learn from, when we train it
@@ -319,41 +356,49 @@ def make_tokenizer(
     if place: raise FileNotFoundError(f"text model {str(place)!r} has weights but no tokenizer; their vocabulary is needed")
     if name != "tiny":
         try:
-            with hub_or_cache(): return AutoTokenizer.from_pretrained(name), "hub"
+            with hub_or_cache() as local: return AutoTokenizer.from_pretrained(name, local_files_only=local), "hub"
         except (OSError, ValueError) as err:
             out_of_reach(f"tokenizer and weights of text model {name!r}", "true" if mode == "true" else "auto", err,
                          "Set encoders.text_pretrained to a local folder. The vocabulary is learned from our texts.")
     return train_tokenizer(texts, settings.vocab_size, settings.max_tokens), "trained"
 
-# %% ../nbs/07_encoders.ipynb #9c5551e9
-def pretrained_text(source: str | Path, **kwargs) -> nn.Module:
+# %% ../nbs/07_encoders.ipynb #0620d682
+def pretrained_text(source: str | Path, local: bool = True) -> nn.Module:
     "Weights of a transformers model (safetensors only), as float32. ValueError when parts of them are missing."
     loud = is_progress_bar_enabled(); disable_progress_bar()
-    try: model, info = AutoModel.from_pretrained(source, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **kwargs)
+    try: model, info = AutoModel.from_pretrained(source, use_safetensors=True, output_loading_info=True, local_files_only=local)
     finally: enable_progress_bar() if loud else None
     missing = sorted(k for k in info["missing_keys"] if not k.startswith("pooler."))
     if missing: raise ValueError(f"weights of {str(source)!r} lack {len(missing)} tensors: {', '.join(missing[:6])}")
-    return model
+    return model.float()
 
+def text_weights(settings: Settings) -> nn.Module | None:
+    "The text model with the weights `text_pretrained` asks for; None where they are to be random."
+    name, mode = settings.text_model, settings.text_pretrained
+    if is_path(mode): return pretrained_text(text_folder(mode))
+    if name == "tiny" and mode == "true":
+        raise ValueError("text_model 'tiny' has no published weights; set text_pretrained to false or to a folder")
+    if mode == "false" or name == "tiny": return None
+    try:
+        with hub_or_cache() as local: return pretrained_text(expand(name) if expand(name).is_dir() else name, local)
+    except OSError as err:
+        return out_of_reach(f"weights of text model {name!r}", mode, err, "Set encoders.text_pretrained to a local folder.")
+
+# %% ../nbs/07_encoders.ipynb #f09835fe
 def build_text_encoder(
     settings: Settings,           # section `encoders`
     tokenizer_folder: Path,       # tokenizer/ as stage 07_encoders left it
 ) -> TextEncoder:                 # in training mode
     "The text encoder of a profile, with the weights `text_pretrained` asks for."
-    name, mode, folder = settings.text_model, settings.text_pretrained, Path(tokenizer_folder)
-    if not (folder / "tokenizer.json").exists(): raise FileNotFoundError(f"no tokenizer in {folder}; build stage 07_encoders first")
-    tokenizer, model = PreTrainedTokenizerFast.from_pretrained(folder), None
-    if name == "tiny" and mode == "true": raise ValueError("text_model 'tiny' has no published weights; set text_pretrained to false or to a folder")
-    if is_path(mode): model = pretrained_text(text_folder(mode))
-    elif mode != "false" and name != "tiny":
-        try:
-            with hub_or_cache(): model = pretrained_text(expand(name) if expand(name).is_dir() else name)
-        except OSError as err: out_of_reach(f"weights of text model {name!r}", mode, err, "Set encoders.text_pretrained to a local folder.")
+    folder = Path(tokenizer_folder)
+    if not (folder / "tokenizer.json").exists():
+        raise FileNotFoundError(f"no tokenizer in {folder}; build stage 07_encoders first")
+    tokenizer, model = PreTrainedTokenizerFast.from_pretrained(folder), text_weights(settings)
     if model is None: model = AutoModel.from_config(AutoConfig.from_pretrained(folder))
     if getattr(model.config, "is_encoder_decoder", False): model = model.get_encoder()
-    limit = getattr(model.config, "max_position_embeddings", settings.max_tokens)
-    if len(tokenizer) > model.config.vocab_size: raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, the text model only {model.config.vocab_size}")
-    return TextEncoder(model.train(), tokenizer, min(settings.max_tokens, limit), tuple(settings.text_states))
+    rows, longest = model.config.vocab_size, getattr(model.config, "max_position_embeddings", settings.max_tokens)
+    if len(tokenizer) > rows: raise ValueError(f"the tokenizer in {folder} has {len(tokenizer)} tokens, the model only {rows}")
+    return TextEncoder(model.train(), tokenizer, min(settings.max_tokens, longest), tuple(settings.text_states))
 
 # %% ../nbs/07_encoders.ipynb #53eaea02
 class Projection(nn.Module):
@@ -365,10 +410,11 @@ class Projection(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return F.normalize(self.linear(F.normalize(x, dim=-1)), dim=-1)
 
-# %% ../nbs/07_encoders.ipynb #b06c0d42
+# %% ../nbs/07_encoders.ipynb #7b7163e0
 def _file_state(run, settings: Settings) -> str:
     "Size and time of the local files the settings point to: editing one makes the stage out of date."
-    paths = [expand(p) for p in (settings.image_pretrained, settings.text_pretrained, settings.text_model) if is_path(p) and p != "tiny"]
+    named = (settings.image_pretrained, settings.text_pretrained, settings.text_model)
+    paths = [expand(p) for p in named if is_path(p) and p != "tiny"]
     files = [f for p in paths for f in (sorted(p.iterdir()) if p.is_dir() else [p]) if f.is_file()]
     return json.dumps([(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files])
 
@@ -381,7 +427,8 @@ def build_stage(run, folder: Path, settings: Settings, inputs: dict[str, Path]) 
     text_config(settings, len(tokenizer)).save_pretrained(folder / "tokenizer")
     with torch.device("meta"): image = timm_model(settings.image_model)       # shapes without memory
     with torch.device("meta"): text = AutoModel.from_config(AutoConfig.from_pretrained(folder / "tokenizer"))
-    count = lambda model: sum(p.numel() for p in model.parameters())
     pieces = [tokenizer(t, truncation=True, max_length=settings.max_tokens)["input_ids"] for t in texts[:2000]]
-    return dict(tokenizer=origin, vocabulary=len(tokenizer), texts=len(texts), image_parameters=count(image), text_parameters=count(text),
-                unknown_tokens=round(sum(p.count(tokenizer.unk_token_id) for p in pieces) / max(sum(map(len, pieces)), 1), 5))
+    unknown = sum(p.count(tokenizer.unk_token_id) for p in pieces) / max(sum(map(len, pieces)), 1)
+    count = lambda model: sum(p.numel() for p in model.parameters())
+    return dict(tokenizer=origin, vocabulary=len(tokenizer), texts=len(texts),
+                image_parameters=count(image), text_parameters=count(text), unknown_tokens=round(unknown, 5))

@@ -8,7 +8,7 @@ __all__ = ['METRICS', 'GRADES', 'RESULT_COLUMNS', 'metrics', 'resample', 'replic
            'embed', 'weights_fingerprint', 'save_embeddings', 'Embeddings', 'ResultRow', 'write_table', 'Bench',
            'build']
 
-# %% ../nbs/14_evaluation.ipynb #4a9a70bf
+# %% ../nbs/14_evaluation.ipynb #19263e84
 import functools, hashlib, json, os, zlib
 from collections import Counter
 from pathlib import Path
@@ -20,9 +20,9 @@ from pydantic import BaseModel, Field
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, cohen_kappa_score, f1_score, roc_auc_score
 
 from .knowledge import canonical, prompts
-from .profiles import nearest, open_run, read_json, stage, write_json
+from .profiles import nearest, open_run, read_json, seed_everything, stage, write_json
 
-# %% ../nbs/14_evaluation.ipynb #2fea39ae
+# %% ../nbs/14_evaluation.ipynb #313b6aa3
 METRICS = ("ACA", "AUC", "kappa", "macro F1", "accuracy")
 
 def _check(y, probs) -> tuple[np.ndarray, np.ndarray]:
@@ -32,12 +32,13 @@ def _check(y, probs) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(f"expected labels (N,) and probabilities (N, classes); got {y.shape} and {probs.shape}")
     if not len(y): raise ValueError("no test rows: nothing can be measured; check the task's split")
     if probs.shape[1] < 2: raise ValueError("a task needs at least two classes")
-    if not np.isfinite(probs).all(): raise ValueError(f"{int((~np.isfinite(probs)).any(1).sum())} rows hold NaN or infinite probabilities")
+    broken = int((~np.isfinite(probs)).any(1).sum())
+    if broken: raise ValueError(f"{broken} rows hold NaN or infinite probabilities")
     if y.dtype.kind not in "iu" or y.min() < 0 or y.max() >= probs.shape[1]:
         raise ValueError(f"labels must be integers from 0 to {probs.shape[1] - 1}; got {y.dtype} from {y.min()} to {y.max()}")
     return y.astype(np.int64), probs
 
-# %% ../nbs/14_evaluation.ipynb #798fc383
+# %% ../nbs/14_evaluation.ipynb #9a2acf21
 def _auc(y, probs) -> float:
     "Macro one-against-rest AUC over the classes that have both an eye of theirs and another one; nan when there is none."
     columns = [1] if probs.shape[1] == 2 else range(probs.shape[1])
@@ -53,7 +54,8 @@ def metrics(
     y, probs = _check(y, probs)
     said = probs.argmax(1)
     one_class = len(np.unique(np.r_[y, said])) < 2                         # then agreement by chance is 1 and kappa 0 / 0
-    kappa = float("nan") if one_class else cohen_kappa_score(y, said, weights="quadratic" if ordinal else None)
+    kappa = float("nan") if one_class else cohen_kappa_score(
+        y, said, labels=np.arange(probs.shape[1]), weights="quadratic" if ordinal else None)          # all grades, so that distances stay
     recalls = [(said[y == c] == c).mean() for c in np.unique(y)]
     return {"ACA": float(np.mean(recalls)), "AUC": _auc(y, probs), "kappa": float(kappa),
             "macro F1": float(f1_score(y, said, average="macro")), "accuracy": float(accuracy_score(y, said))}
@@ -127,7 +129,7 @@ def _auc_of(y, probs, weights) -> np.ndarray:
     each = np.stack([_auc_weighted(y == k, probs[:, k], weights) for k in columns], 1)
     return _mean_of(each, np.isfinite(each))
 
-# %% ../nbs/14_evaluation.ipynb #404eee94
+# %% ../nbs/14_evaluation.ipynb #5aba7e85
 def score(
     y,                             # (N,) integer labels
     probs,                         # (N, classes)
@@ -149,12 +151,13 @@ def interval(values, confidence: float = .95) -> tuple[float, float]:
     tail = 100 * (1 - confidence) / 2
     return tuple(float(v) for v in np.percentile(values, [tail, 100 - tail])) if len(values) else (np.nan, np.nan)
 
-def bootstrap(y, probs, metric: str = "ACA", n: int = 1000, seed: int = 0, patients=None, ordinal=False, confidence=.95) -> tuple[float, float]:
+def bootstrap(y, probs, metric: str = "ACA", n: int = 1000, seed: int = 0, patients=None, ordinal=False,
+              confidence=.95) -> tuple[float, float]:
     "(low, high) of one metric; see `score`. ValueError with the nearest name for an unknown metric."
     if metric not in METRICS: raise ValueError(nearest(metric, METRICS, "metric"))
     return score(y, probs, n, seed, patients, ordinal, confidence)[metric][1:]
 
-# %% ../nbs/14_evaluation.ipynb #d2380b74
+# %% ../nbs/14_evaluation.ipynb #4cbc691c
 class ClassSpec(BaseModel, extra="forbid"):
     "One answer of a task."
     name: str
@@ -167,7 +170,7 @@ class Task(BaseModel, extra="forbid"):
     name: str
     set: str                             # source of the rows
     modality: str
-    kind: Literal["coarse", "fine"]      # fine: details that category names do not tell
+    kind: Literal["coarse", "grouped", "fine"]   # grouped: joined categories; fine: details that category names do not tell
     classes: list[ClassSpec]
     ordinal: bool = False                # the classes are grades, in order
 
@@ -218,7 +221,7 @@ class Settings(BaseModel, extra="forbid"):
     start: bool = True                               # also embed with the image encoder before pretraining
     leaks: Literal["drop", "keep", "fail"] = "drop"  # what to do with test rows that were trained on
 
-# %% ../nbs/14_evaluation.ipynb #5192b11b
+# %% ../nbs/14_evaluation.ipynb #1e381942
 GRADES = tuple(f"{g} diabetic retinopathy" for g in ("no", "mild", "moderate", "severe", "proliferative"))
 
 def _counts(records, keep=lambda r: True) -> dict[str, Counter]:
@@ -234,8 +237,9 @@ def _own_task(source, modality, records, settings) -> Task | None:
     names = [c for c in n["test"] if n["test"][c] >= settings.min_test and n["train"][c] >= settings.min_train]
     grades = len(names) > 2 and set(names) <= set(GRADES)
     names = sorted(names, key=GRADES.index) if grades else sorted(names, key=lambda c: (c != "normal", c))
-    return None if len(names) < 2 else Task(name=f"{source} {modality} diseases", set=source, modality=modality, kind="coarse", ordinal=grades,
-                                            classes=[ClassSpec(name=c, categories=[c]) for c in names])
+    if len(names) < 2: return None
+    return Task(name=f"{source} {modality} diseases", set=source, modality=modality, kind="coarse", ordinal=grades,
+                classes=[ClassSpec(name=c, categories=[c]) for c in names])
 
 # %% ../nbs/14_evaluation.ipynb #4a1b38dc
 def _fine_tasks(source, modality, records, settings) -> list[Task]:
@@ -255,7 +259,7 @@ def _fine_tasks(source, modality, records, settings) -> list[Task]:
                                              classes=classes, ordinal=fact == "grade"))
     return out
 
-# %% ../nbs/14_evaluation.ipynb #b5df82c0
+# %% ../nbs/14_evaluation.ipynb #93dd1568
 def tasks_for(
     records: list[dict],     # evaluation records
     settings: Settings,
@@ -273,7 +277,7 @@ def tasks_for(
 
 def _grouped(g: GroupSpec) -> Task:
     names = {answer: [_name(c) for c in members] for answer, members in g.classes.items()}
-    return Task(name=f"{g.source} {g.modality} {g.name}", set=g.source, modality=g.modality, kind="coarse",
+    return Task(name=f"{g.source} {g.modality} {g.name}", set=g.source, modality=g.modality, kind="grouped",
                 classes=[ClassSpec(name=a, categories=m) for a, m in names.items()])
 
 # %% ../nbs/14_evaluation.ipynb #1b237a6d
@@ -345,7 +349,7 @@ def embed(
                 if x is not None: parts[name].append(x.float().cpu().numpy())
     return {"rows": np.asarray(rows, np.int64), **{k: np.concatenate(v) for k, v in parts.items() if v}}
 
-# %% ../nbs/14_evaluation.ipynb #928fc175
+# %% ../nbs/14_evaluation.ipynb #675deb7a
 def weights_fingerprint(model, about: dict) -> str:
     "16 hexadecimal digits that change with any weight and with the preprocessing."
     h = hashlib.sha256(json.dumps({k: about.get(k) for k in ("size", "crop")}).encode())
@@ -363,7 +367,8 @@ def save_embeddings(path: Path, arrays: dict, fingerprint: str) -> Path:
 class Embeddings:
     "The features of one model, by row of the image cache."
     def __init__(self, path: Path):
-        with np.load(path, allow_pickle=False) as z: self.arrays = {k: z[k] for k in z.files if k != "fingerprint"}; self.fingerprint = str(z["fingerprint"])
+        with np.load(path, allow_pickle=False) as z: self.arrays = {k: z[k] for k in z.files}
+        self.fingerprint = str(self.arrays.pop("fingerprint"))
         self.rows = self.arrays["rows"]
     def of(self, rows, kind: str = "projected") -> np.ndarray:
         "(n, dim) float32 of these rows. KeyError for a row or a kind that is not there."
@@ -425,7 +430,7 @@ class Bench:
         if (model, seed) not in self._files: self._files[model, seed] = Embeddings(self.folder / model / f"{seed}.npz")
         return self._files[model, seed]
 
-# %% ../nbs/14_evaluation.ipynb #38876904
+# %% ../nbs/14_evaluation.ipynb #b002d075
 from fastcore.basics import patch
 
 @patch
@@ -437,10 +442,10 @@ def draw_seed(self: Bench, task: str) -> int:
 def patients(self: Bench, rows) -> list[str]: return [self.patient[r] for r in np.asarray(rows).tolist()]
 
 @patch
-def result_rows(self: Bench, model, seed, task: Task, protocol, scores: dict, n: int, shots: int = 0, **other) -> list[dict]:
-    "Result rows of one answer; `scores` as from `score`. `other` overrides single columns."
-    about = dict(run=self.run, model=model, seed=seed, set=task.set, task=task.name, kind=task.kind, modality=task.modality,
-                 protocol=protocol, shots=shots, n=n) | other
+def result_rows(self: Bench, model, seed, task: Task, protocol, scores: dict, n: int, shots: int = 0, name: str = "") -> list[dict]:
+    "Result rows of one answer; `scores` as from `score`. `name` stands in for the task's, for means over tasks."
+    about = dict(run=self.run, model=model, seed=seed, set=task.set, task=name or task.name, kind=task.kind, modality=task.modality,
+                 protocol=protocol, shots=shots, n=n)
     return [ResultRow(**about, metric=m, value=v, low=low, high=high).model_dump() for m, (v, low, high) in scores.items()]
 
 @patch
@@ -450,7 +455,7 @@ def judge(self: Bench, model, seed, task: Task, protocol, rows, y, probs, shots:
     scores = score(y, probs, s.bootstrap, self.draw_seed(task.name), self.patients(rows), task.ordinal, s.confidence)
     return self.result_rows(model, seed, task, protocol, scores, len(y), shots)
 
-# %% ../nbs/14_evaluation.ipynb #c7d6566e
+# %% ../nbs/14_evaluation.ipynb #111b9201
 @patch
 def judge_macro(self: Bench, model, seed, protocol, answers: list[tuple], shots: int = 0) -> list[dict]:
     "Mean over the fine tasks of each set and modality, ACA and AUC; `answers` are (task, rows, y, probs)."
@@ -462,17 +467,24 @@ def judge_macro(self: Bench, model, seed, protocol, answers: list[tuple], shots:
         scores = {m: macro([a for _, a in found], self.stratum, self.patient, m, s.bootstrap, self.draw_seed(name), s.confidence)
                   for m in ("ACA", "AUC")}
         n = len(np.unique(np.concatenate([a[0] for _, a in found])))
-        out += self.result_rows(model, seed, found[0][0], protocol, scores, n, shots, task=name)
+        out += self.result_rows(model, seed, found[0][0], protocol, scores, n, shots, name)
     return out
 
-# %% ../nbs/14_evaluation.ipynb #3aa33dca
+# %% ../nbs/14_evaluation.ipynb #f2996e3e
 def _models(run, settings: Settings, inputs: dict):
     "Every trained model, then the encoder that they started from: name, seed, the weights' owner, and how it encodes."
     from keepfit_nb.pretraining import KeepFIT
     for name in run.variants:
         for seed in run.seeds:
             model = KeepFIT.from_pretrained(inputs["13_pretraining"] / name / str(seed)).to(run.device).eval()
-            yield name, seed, model, lambda x, m=model: m.encode(x)
+            yield name, seed, model, model.encode
+    if settings.start:
+        from keepfit_nb.encoders import Settings as EncoderSettings, build_image_encoder
+        from keepfit_nb.images import ImageCache
+        seed_everything(run.seeds[0])                        # as KeepFIT itself begins: the same first weights
+        size = ImageCache(inputs["06_images"]).size
+        encoder = build_image_encoder(run.section("encoders", EncoderSettings), size).to(run.device).eval()
+        yield "start", run.seeds[0], encoder, lambda x: (None, encoder(encoder.normalise(x.to(run.device)))[0])
 
 # %% ../nbs/14_evaluation.ipynb #96ad8cf1
 def _embed_all(run, folder: Path, settings: Settings, inputs: dict, cache, rows) -> list[dict]:
@@ -486,7 +498,7 @@ def _embed_all(run, folder: Path, settings: Settings, inputs: dict, cache, rows)
         models.append(dict(model=name, seed=seed, file=f"{name}/{seed}.npz", fingerprint=mark))
     return models
 
-# %% ../nbs/14_evaluation.ipynb #5c5c4c82
+# %% ../nbs/14_evaluation.ipynb #ec7a028d
 @stage("14_evaluation", needs=["05_sources", "06_images", "13_pretraining"], settings=Settings)
 def build(run, folder: Path, settings: Settings, inputs: dict[str, Path]) -> dict:
     "Leave tasks.json, records.jsonl and <model>/<seed>.npz."
@@ -500,9 +512,11 @@ def build(run, folder: Path, settings: Settings, inputs: dict[str, Path]) -> dic
                                    "see evaluation.min_test, evaluation.min_train and the splits of chapter 05")
     models = _embed_all(run, folder, settings, inputs, cache, np.array(sorted({r["row"] for r in records})))
     keep = ("row", "modality", "categories", "attributes", "source", "split", "patient")
-    (folder / "records.jsonl").write_text("".join(json.dumps({k: r[k] for k in keep}, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
+    lines = "".join(json.dumps({k: r[k] for k in keep}, ensure_ascii=False) + "\n" for r in records)
+    (folder / "records.jsonl").write_text(lines, encoding="utf-8")
     aside, test = left_out(records, tasks), sum(r["split"] == "test" for r in records)
-    write_json(folder / "tasks.json", dict(run=run.dir.name, seed=run.seed, settings=settings.model_dump(), tasks=[t.model_dump() for t in tasks],
-               models=models, left_out=aside, leak=dict(verdict=verdict, images=int(leaks.image.nunique()), kinds=leaks.kind.value_counts().to_dict())))
+    leak = dict(verdict=verdict, images=int(leaks.image.nunique()), kinds=leaks.kind.value_counts().to_dict())
+    write_json(folder / "tasks.json", dict(run=run.dir.name, seed=run.seed, settings=settings.model_dump(), models=models,
+                                           tasks=[t.model_dump() for t in tasks], left_out=aside, leak=leak))
     return dict(tasks=len(tasks), coarse_tasks=sum(t.kind == "coarse" for t in tasks), test_images=test, left_out=sum(aside.values()),
                 leaks=int(leaks.image.nunique()), leak_verdict=verdict, models=len(models))

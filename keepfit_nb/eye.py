@@ -346,16 +346,17 @@ def _membrane(rng, base, facts):
 def _hole(rng, base, facts):
     return spread(rng, "macular hole", [base["fovea"]], (.11, .135) if facts["hole"] == "large" else (.05, .065))
 
-# %% ../nbs/03_eye.ipynb #e9fc1f41
+# %% ../nbs/03_eye.ipynb #5f191135
 def _branch_occlusion(rng, base, facts):
     sign = -1 if facts["quadrant"] == "superior" else 1
     (dx, dy), (fx, fy) = base["disc"], base["fovea"]
     sector = lambda x, y: (sign * (y - fy) > .10) & (x < dx - .02) & (sign * (y - dy) > .12)
-    out = spread(rng, "flame haemorrhage", scatter(rng, rng.integers(30, 42), base, gap=.075, keep=sector), (.045, .085), angle=_towards_disc(base))
-    out += spread(rng, "haemorrhage", scatter(rng, rng.integers(10, 14), base, gap=.08, keep=sector), (.025, .045))
+    out = spread(rng, "flame haemorrhage", scatter(rng, rng.integers(24, 33), base, gap=.09, keep=sector), (.045, .08), angle=_towards_disc(base))
+    out += spread(rng, "haemorrhage", scatter(rng, rng.integers(8, 12), base, gap=.08, keep=sector), (.025, .045))
     out += spread(rng, "vein leakage", [(fx + .1, fy + sign * .42)], (.33, .38))
     if facts["non-perfusion"] == "present":
-        out += spread(rng, "non-perfusion", [(fx - .22 + rng.uniform(-.08, .08), fy + sign * rng.uniform(.42, .5)), (fx + .22 + rng.uniform(-.06, .06), fy + sign * rng.uniform(.5, .6))], (.22, .27))
+        areas = [(fx - .3 + rng.uniform(-.08, .08), fy + sign * rng.uniform(.45, .52)), (fx + .18 + rng.uniform(-.06, .06), fy + sign * rng.uniform(.5, .58))]
+        out += spread(rng, "non-perfusion", areas, (.25, .30))
     return out
 
 def _central_occlusion(rng, base, facts):

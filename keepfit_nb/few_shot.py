@@ -17,7 +17,7 @@ from .evaluation import METRICS, Bench, interval, replicates, resample, write_ta
 from .profiles import open_run, stage
 from .zero_shot import softmax, unit
 
-# %% ../nbs/16_few_shot.ipynb #e65d8444
+# %% ../nbs/16_few_shot.ipynb #1015c2ff
 def draw_support(
     y,                    # (M,) labels of the training rows
     shots: int,           # K, images a class
@@ -28,7 +28,9 @@ def draw_support(
     y, rng = np.asarray(y), np.random.default_rng(seed)
     members = [np.flatnonzero(y == c) for c in range(int(y.max()) + 1)] if len(y) else []
     short = [c for c, m in enumerate(members) if len(m) < shots]
-    if not len(members) or short: raise ValueError(f"{shots} shots: class {short[0] if short else 0} has only {len(members[short[0]]) if short else 0} training rows")
+    if not len(members) or short:
+        c, there = (short[0], len(members[short[0]])) if short else (0, 0)
+        raise ValueError(f"{shots} shots: class {c} has only {there} training rows")
     return np.stack([np.stack([rng.permutation(m)[:shots] for m in members]) for _ in range(draws)])
 
 # %% ../nbs/16_few_shot.ipynb #a3c6df68
@@ -48,7 +50,7 @@ def prototype_probs(
     places = unit(members(support, len(train)) @ np.asarray(train, np.float64))          # (D, C, d)
     return softmax(scale * np.asarray(images, np.float64) @ places.transpose(0, 2, 1))
 
-# %% ../nbs/16_few_shot.ipynb #45ca47f9
+# %% ../nbs/16_few_shot.ipynb #7059fab0
 def tip_adapter(
     images,              # (N, d) test embeddings, length 1
     words,               # (C, d) prototypes of the sentences
@@ -61,7 +63,8 @@ def tip_adapter(
     "Training-free Tip-Adapter (arXiv 2111.03930, eq. 6), for all draws at once."
     images, train = np.asarray(images, np.float64), np.asarray(train, np.float64)
     votes = np.exp(-beta * (1 - images @ train.T))                                       # (N, M)
-    return softmax(scale * images @ np.asarray(words, np.float64).T + alpha * votes @ members(support, len(train)).transpose(0, 2, 1))
+    said = scale * images @ np.asarray(words, np.float64).T                              # (N, C)
+    return softmax(said + alpha * votes @ members(support, len(train)).transpose(0, 2, 1))
 
 # %% ../nbs/16_few_shot.ipynb #6e5df03f
 def score_draws(
@@ -101,12 +104,12 @@ def macro_draws(
         value.append(mean[0]); drawn.append(mean[1:])
     return (float(np.mean(value)), *interval(np.concatenate(drawn), confidence))
 
-# %% ../nbs/16_few_shot.ipynb #f00c6c92
+# %% ../nbs/16_few_shot.ipynb #83c7c207
 class Settings(BaseModel, extra="forbid"):
     "The few-shot protocols."
     shots: list[int] = [1, 5]                      # images a class
     draws: int = Field(5, ge=1)                    # supports
-    kinds: list[Literal["coarse", "fine"]] = ["coarse", "fine"]
+    kinds: list[Literal["coarse", "grouped", "fine"]] = ["coarse", "grouped", "fine"]
     alpha: float = 1.                              # Tip-Adapter, as published
     beta: float = Field(5., gt=0)
 
@@ -121,25 +124,28 @@ def _answers(bench: Bench, model: str, seed: int, task, words: dict, support, se
                 "Tip-Adapter": tip_adapter(v, words[task.name], f, support, scale, settings.alpha, settings.beta)}
     return out
 
-# %% ../nbs/16_few_shot.ipynb #876c57c9
+# %% ../nbs/16_few_shot.ipynb #0184015d
 def _model_rows(bench: Bench, model: str, seed: int, words: dict, settings: Settings) -> tuple[list[dict], int]:
     "Result rows of one model, and how many (task, shots) were left out."
-    s, rows, left, parts = bench.settings, [], 0, {}
+    s, rows, left, parts, partial = bench.settings, [], 0, {}, set()
     for task in bench.tasks:
         if task.kind not in settings.kinds: continue
         (test, y), train_y, draw_seed = bench.rows(task), bench.rows(task, "train")[1], bench.draw_seed(task.name)
         for shots in settings.shots:
-            if np.bincount(train_y, minlength=len(task.classes)).min() < shots: left += 1; continue
+            if np.bincount(train_y, minlength=len(task.classes)).min() < shots:
+                left += 1; partial.add((shots, task.set, task.modality)) if task.kind == "fine" else None
+                continue
             support = draw_support(train_y, shots, settings.draws, draw_seed + shots)
             for protocol, probs in _answers(bench, model, seed, task, words, support, settings).items():
                 scores = score_draws(y, probs, s.bootstrap, draw_seed, bench.patients(test), task.ordinal, s.confidence)
                 rows += bench.result_rows(model, seed, task, protocol, scores, len(y), shots)
                 if task.kind == "fine": parts.setdefault((protocol, shots, task.set, task.modality), []).append((task, (test, y, probs)))
     for (protocol, shots, where, modality), found in parts.items():
+        if (shots, where, modality) in partial: continue       # a mean over fewer tasks would not compare
         name = f"macro fine {where} {modality}"
         value = macro_draws([a for _, a in found], bench.stratum, bench.patient, "ACA", s.bootstrap, bench.draw_seed(name), s.confidence)
         n = len(np.unique(np.concatenate([a[0] for _, a in found])))
-        rows += bench.result_rows(model, seed, found[0][0], protocol, {"ACA": value}, n, shots, task=name)
+        rows += bench.result_rows(model, seed, found[0][0], protocol, {"ACA": value}, n, shots, name)
     return rows, left
 
 # %% ../nbs/16_few_shot.ipynb #1380028b

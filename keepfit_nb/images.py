@@ -113,7 +113,7 @@ def decode(
     if not path.stat().st_size: raise ValueError(f"'{path}': is empty (0 bytes); fetch the file again")
     return _read_file(path, f"'{path}'")
 
-# %% ../nbs/06_images.ipynb #56296842
+# %% ../nbs/06_images.ipynb #71d2c76a
 def foreground_box(
     img: np.ndarray,          # uint8 (H,W,3)
     chord: float = .08,       # share of a row or column that must be lit
@@ -122,8 +122,8 @@ def foreground_box(
     "Where the field of view lies within a dark border; the whole picture where there is none or the answer is doubtful. (ours)"
     h, w = img.shape[:2]
     step = max(1, max(h, w) // 128)
-    small = np.asarray(Image.fromarray(img).reduce(step)).max(2)
-    a = np.asarray(Image.fromarray(small).filter(ImageFilter.MedianFilter(3)))
+    a = np.asarray(Image.fromarray(img).reduce(step)).max(2)
+    if step == 1: a = np.asarray(Image.fromarray(a).filter(ImageFilter.MedianFilter(3)))     # nothing was averaged
     k = max(1, min(a.shape) // 16)
     border = float(np.median([np.median(c) for c in (a[:k, :k], a[:k, -k:], a[-k:, :k], a[-k:, -k:])]))
     lit = a > border + max(6., .05 * (np.percentile(a, 99) - border))
@@ -132,7 +132,13 @@ def foreground_box(
     top, bottom = rows[0] * step, min(h, (rows[-1] + 1) * step)
     left, right = columns[0] * step, min(w, (columns[-1] + 1) * step)
     if bottom - top < smallest * h or right - left < smallest * w: return 0, h, 0, w
-    return int(top), int(bottom), int(left), int(right)
+    side = max(bottom - top, right - left)                        # at most down to a square: more would be padded back
+    return *_widened(top, bottom, side, h), *_widened(left, right, side, w)
+
+def _widened(a: int, b: int, side: int, limit: int) -> tuple[int, int]:
+    "The span a–b grown to `side` around its middle, within 0–limit."
+    start = max(0, min(int(a + b - side) // 2, limit - int(side)))
+    return (start, min(limit, start + int(side))) if side > b - a else (int(a), int(b))
 
 def foreground_crop(
     img: np.ndarray,      # uint8 (H,W,3)

@@ -104,7 +104,7 @@ def _leave_one_out(self, image, text, modality, index, keys):
 
 SemanticReference._keys, SemanticReference._leave_one_out = _keys, _leave_one_out
 
-# %% ../nbs/12_injection.ipynb #d42d9844
+# %% ../nbs/12_injection.ipynb #cb061318
 def _pull(self, side, shares, k_text, allowed, scale):
     "Pull `side` (B, P) toward the reference; rows that may see no key do not count."
     some = allowed.any(1)
@@ -123,6 +123,7 @@ def forward(self,
     elite_modality: Tensor,    # (E,) whole numbers
     elite_index: Tensor,       # (E,) number of each pair, so that it never answers for itself
     scale: Tensor | float = 1 / .07,   # 1 / temperature of the pull; its gradient is stopped
+    kin: Tensor | None = None, # (B, numbers of elite pairs) bool: whose words an image may borrow; None: everybody's
 ) -> dict[str, Tensor]:        # reference: the pull; leave_one_out: what teaches the attention
     "Both losses of one step, scalars. The elite embeddings receive no gradient."
     wide = torch.promote_types(public_image.dtype, torch.float32)
@@ -131,6 +132,7 @@ def forward(self,
         scale = scale.detach().to(wide) if isinstance(scale, Tensor) else scale
         keys = self._keys(e_image, e_text, elite_modality, elite_index)
         allowed = public_modality[:, None] == keys[2]
+        if kin is not None: allowed &= kin[:, keys[3].clamp_min(0)]
         shares = self.shares(p_image, keys[0], allowed)
         sides = {"image": [p_image], "text": [p_text], "both": [p_image, p_text]}[self.pull]
         pull = sum(self._pull(side, shares, keys[1], allowed, scale) for side in sides) / len(sides)

@@ -47,7 +47,7 @@ def _tagged(sentence: str) -> tuple[str, str]:
     head, found, rest = sentence.partition(": ")
     return (head, rest) if found and head in MODALITIES else ("", sentence)
 
-# %% ../nbs/01_knowledge.ipynb #be4c8457
+# %% ../nbs/01_knowledge.ipynb #e9c1343b
 def _category(row: Mapping, where: str) -> Category:
     "One row of the table. ValueError says which column does not fit."
     for c in ("name", "name_zh", "modalities", "definitions"):
@@ -57,7 +57,8 @@ def _category(row: Mapping, where: str) -> Category:
         if m not in MODALITIES: raise ValueError(f"{where}: {nearest(m, MODALITIES, 'modality')}")
     looks = [_tagged(s) for s in parts.pop("definitions")]
     return Category(name=row["name"].strip(), name_zh=row["name_zh"].strip(), parent=row.get("parent") or "", looks=looks,
-                    phrase=row.get("phrase") or row["name"].strip(), definitions=[s for _, s in looks], lesions=row.get("lesions") or "", **parts)
+                    phrase=row.get("phrase") or row["name"].strip(), definitions=[s for _, s in looks],
+                    lesions=row.get("lesions") or "", **parts)
 
 # %% ../nbs/01_knowledge.ipynb #ca619b6e
 def read_categories(
@@ -95,7 +96,7 @@ def family(name: str) -> list[str]:
     top = canonical(name)
     return [c for c in load_knowledge() if c == top or top in ancestors(c)]
 
-# %% ../nbs/01_knowledge.ipynb #352030e2
+# %% ../nbs/01_knowledge.ipynb #e8e6a364
 @functools.cache
 def _names() -> Mapping[str, str]:
     "Every known spelling, English and Chinese → canonical name. A canonical name always means itself."
@@ -111,7 +112,8 @@ def canonical(
 ) -> str:                   # canonical name, or the lower-case, stripped input when it is unknown
     "One name for one disease, whatever spelling a table uses. ValueError with the nearest name when `strict`."
     found = _names().get(_key(name))
-    if found is None and strict: raise ValueError(nearest(name, [n for c in load_knowledge().values() for n in (c.name, *c.synonyms)], "category"))
+    if found is None and strict:
+        raise ValueError(nearest(name, [n for c in load_knowledge().values() for n in (c.name, *c.synonyms)], "category"))
     return found or " ".join(str(name).lower().split())
 
 # %% ../nbs/01_knowledge.ipynb #7a6d06c7
@@ -131,13 +133,13 @@ def _templates(modality: str) -> tuple[str, ...]:
 
 def _upper_first(text: str) -> str: return text[:1].upper() + text[1:]
 
-# %% ../nbs/01_knowledge.ipynb #e02bc498
+# %% ../nbs/01_knowledge.ipynb #d5bcd751
 def prompts(
     name: str,              # a category, a synonym, or any words of the user's own
     modality: str,          # CFP, FFA or OCT
-    kind: str = "plain",    # plain: one sentence; ensemble: templates × synonyms; definition: expert sentences, then the plain one
+    kind: str = "plain",    # plain: one sentence; ensemble: templates × synonyms; definition: expert sentences, then plain
 ) -> list[str]:             # a fresh list: change it as you like
-    "Sentences that stand for a category. Unknown names get the templates only. Templates ours; definitions as prompts after FLAIR."
+    "Sentences that stand for a category; unknown names get templates only. Templates ours; definitions as prompts after FLAIR."
     templates = _templates(modality)
     if kind not in KINDS: raise ValueError(nearest(kind, KINDS, "kind of prompt"))
     cat = load_knowledge().get(canonical(name))
@@ -205,7 +207,7 @@ def _data_state(run, settings) -> str:
     files = [resource("data", "categories.csv"), *sorted(resource("data", "corpus").glob("*.txt"))]
     return hashlib.sha256(b"\0".join(f.read_bytes() for f in files)).hexdigest()
 
-# %% ../nbs/01_knowledge.ipynb #81f30b58
+# %% ../nbs/01_knowledge.ipynb #6285245d
 @stage("01_knowledge", settings=Settings, extra=_data_state)
 def build(run, folder: Path, settings: Settings, inputs: dict[str, Path]) -> dict:
     "Write prompts.csv; count what there is."
@@ -214,4 +216,5 @@ def build(run, folder: Path, settings: Settings, inputs: dict[str, Path]) -> dic
         writer = csv.DictWriter(f, ["category", "modality", "kind", "text"])
         writer.writeheader(); writer.writerows(rows)
     os.replace(part, folder / "prompts.csv")
-    return dict(categories=len(load_knowledge()), prompts=len(rows), paragraphs=len(corpus()), words=sum(len(p.split()) for p in corpus()))
+    return dict(categories=len(load_knowledge()), prompts=len(rows), paragraphs=len(corpus()),
+                words=sum(len(p.split()) for p in corpus()))

@@ -69,13 +69,13 @@ def choose_c(
     mean = np.mean(scores, 0)
     return float(grid[int(np.argmax(mean >= mean.max() - 1e-12))]), mean.tolist()
 
-# %% ../nbs/17_linear_probe.ipynb #0cc30be0
+# %% ../nbs/17_linear_probe.ipynb #6cfec9b9
 class Settings(BaseModel, extra="forbid"):
     "The linear probes."
     C: float = Field(.316, gt=0)                                           # as published
-    kinds: list[Literal["coarse", "fine"]] = ["coarse", "fine"]            # of the published probe
-    tuned_kinds: list[Literal["coarse", "fine"]] = ["coarse"]              # of the tuned one
-    grid: list[float] = [.001, .01, .1, 1.]                                # candidates of the tuned one
+    kinds: list[Literal["coarse", "grouped", "fine"]] = ["coarse", "grouped", "fine"]    # of the published probe
+    tuned_kinds: list[Literal["coarse", "grouped", "fine"]] = ["coarse", "grouped"]      # of the tuned one
+    grid: list[float] = [.0001, .001, .01, .1, 1.]                         # candidates of the tuned one
     folds: int = Field(3, ge=2)
     max_iter: int = Field(1000, ge=1)
 
@@ -85,7 +85,8 @@ def _probe_task(bench: Bench, model: str, seed: int, task, settings: Settings) -
     if len(np.unique(y)) < 2: return {}
     x, z = (features.of(rows, "unprojected") for rows in (train, test))
     out = {}
-    if task.kind in settings.kinds: out["linear probe"] = (probe_probs(fit_probe(x, y, settings.C, max_iter=settings.max_iter), z, len(task.classes)), settings.C)
+    if task.kind in settings.kinds:
+        out["linear probe"] = (probe_probs(fit_probe(x, y, settings.C, max_iter=settings.max_iter), z, len(task.classes)), settings.C)
     if task.kind in settings.tuned_kinds:
         C, _ = choose_c(x, y, bench.patients(train), settings.grid, settings.folds, bench.draw_seed(task.name), settings.C)
         out["linear probe, tuned"] = (probe_probs(fit_probe(x, y, C, True, settings.max_iter), z, len(task.classes)), C)

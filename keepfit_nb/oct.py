@@ -47,7 +47,7 @@ def wave(
     fine = cv2.resize(values[None], (512, 1), interpolation=cv2.INTER_CUBIC)[0]
     return np.interp(x, np.linspace(-1.1, 1.1, 512), fine)
 
-# %% ../nbs/03c_oct.ipynb #1417b3ce
+# %% ../nbs/03c_oct.ipynb #4d27ae36
 def nuisances(
     eye: Eye,           # only its seed is used
 ) -> SimpleNamespace:   # shift, tilt, curve, thickness factors, gain, speckle …
@@ -55,7 +55,8 @@ def nuisances(
     r = stream(eye, "oct nuisances"); u = r.uniform
     return SimpleNamespace(
         shift=u(-.07, .07), tilt=u(-70, 70), curve=u(0, 90), fovea=u(-.12, .12),                    # how the head was held
-        scale=u(.86, 1.14), layers=r.normal(1, .1, len(LAYERS)).clip(.75, 1.25), rim=u(.1, .3), pit=u(.1, .15), choroid=u(130, 330),
+        scale=u(.86, 1.14), layers=r.normal(1, .1, len(LAYERS)).clip(.75, 1.25),                    # how thick it is
+        rim=u(.1, .3), pit=u(.1, .15), choroid=u(130, 330),
         gain=u(.65, 1.4), gamma=u(.8, 1.3), black=u(0, .09), fade=u(0, .35), blur=u(.3, 1.),         # the machine and the media
         speckle=u(.12, .34), noise=u(.01, .06), hyaloid=u() < .25, rng=r)
 
@@ -136,7 +137,7 @@ def boundaries(
     heights[0] += scan.wrinkle
     return bruch - heights, bruch
 
-# %% ../nbs/03c_oct.ipynb #31bf73d5
+# %% ../nbs/03c_oct.ipynb #6ec4b34d
 def ramp(t: np.ndarray) -> np.ndarray: return np.clip(t + .5, 0, 1)
 
 def paint_layers(
@@ -148,7 +149,8 @@ def paint_layers(
     tops, bruch = boundaries(scan)
     floor = bruch + choroid_thickness(scan)
     bounds = [*tops, bruch, bruch + 14, floor]
-    values = [np.full_like(bruch, VITREOUS), *(scan.brightness[k] for k in LAYERS), *(np.full_like(bruch, v) for v in (.68, .47, .30))]
+    flat = lambda value: np.full_like(bruch, value)
+    values = [flat(VITREOUS), *(scan.brightness[k] for k in LAYERS), flat(.68), flat(.47), flat(.30)]
     image = np.full((len(depth), len(bruch)), VITREOUS, np.float32)
     for b, above, below in zip(bounds, values[:-1], values[1:]):
         image += (below - above).astype(np.float32) * ramp((depth - b.astype(np.float32)) / soft)
@@ -188,7 +190,7 @@ def drusen(s: Scan, eye: Eye) -> None:
     T["outer segments"] *= np.exp(-T[space] / 120)
     s.marks["drusen"] = T[space] > 8
 
-# %% ../nbs/03c_oct.ipynb #51346ffe
+# %% ../nbs/03c_oct.ipynb #1edeb3e6
 @changes("geographic atrophy")
 def atrophy(s: Scan, eye: Eye) -> None:
     "Loss of pigment epithelium and photoreceptors over the patch that the fundus shows, with light passing below."
@@ -196,7 +198,7 @@ def atrophy(s: Scan, eye: Eye) -> None:
     for u, wide, _ in met(eye, s, "atrophy"):
         lost, soft = np.maximum(lost, plateau(s.x, u, wide, .012)), np.maximum(soft, plateau(s.x, u, wide, .04))
     for k in OUTER: T[k] *= 1 - lost
-    T["outer nuclear layer"] *= 1 - .55 * soft
+    T["outer nuclear layer"] *= 1 - .35 * soft
     T["retinal pigment epithelium"] *= 1 - .75 * lost
     s.brightness["retinal pigment epithelium"] -= .4 * lost
     s.transmission = lost * s.rng.uniform(.85, 1.15)
@@ -294,14 +296,15 @@ def stamp(
     mask = (ramp((1 - away) * min(a, b) / 1.2) * strength).astype(np.float32)
     window += mask * (value - window)
 
-# %% ../nbs/03c_oct.ipynb #fdb49614
+# %% ../nbs/03c_oct.ipynb #d4cfda26
 def hole_mask(scan: Scan, depth: np.ndarray, tops: np.ndarray, bruch: np.ndarray) -> np.ndarray:
     "How much of each pixel the hole has taken, (n, n): hourglass-shaped, from the pigment epithelium up."
     u, wide, flare = scan.hole
     relative = (bruch - depth) / np.maximum(bruch - tops[0], 1)
     half = wide * (.78 + 2.2 * flare * np.clip(relative - .35, -.35, .8) ** 2)
     sideways = ramp((half - np.abs(scan.x - u)) * len(scan.x) / 2.6)
-    return (sideways * ramp((tops[list(LAYERS).index("retinal pigment epithelium")] - depth) / (DEPTH / len(scan.x)))).astype(np.float32)
+    floor = tops[list(LAYERS).index("retinal pigment epithelium")]
+    return (sideways * ramp((floor - depth) / (DEPTH / len(scan.x)))).astype(np.float32)
 
 def paint_lesions(scan: Scan, image: np.ndarray, depth: np.ndarray) -> dict[str, np.ndarray]:
     "Set hole, cysts, dots, operculum and film into the image; returns what of each pixel they cover, by kind."
@@ -359,7 +362,7 @@ def add_camera(scan: Scan, image: np.ndarray, depth: np.ndarray) -> np.ndarray:
     image = cv2.GaussianBlur(image.astype(np.float32), (0, 0), nu.blur * n / 192)
     return np.clip(nu.black + (1 - nu.black) * np.clip(image, 0, None) ** nu.gamma, 0, 1)
 
-# %% ../nbs/03c_oct.ipynb #f5b2f594
+# %% ../nbs/03c_oct.ipynb #b6a81661
 def cut(
     eye: Eye,
     n: int = 128,   # columns
@@ -380,15 +383,17 @@ def lesion_masks(scan: Scan, cover: dict[str, np.ndarray], depth: np.ndarray) ->
         k = names.index(space.get(kind, "outer nuclear layer"))
         bottom = np.append(tops, bruch[None], 0)[k + 1] if kind in space else bruch + choroid_thickness(scan)
         out[kind] = between(tops[k], bottom) * columns
-    return {k: v * (depth < bruch) if k == "intraretinal fluid" else v for k, v in out.items()} | {"retina": between(tops[0], bruch) * (1 - out.get("hole", 0))}
+    tissue = between(tops[0], bruch)
+    out = {k: v * tissue if k in ("intraretinal fluid", "hole") else v for k, v in out.items()}
+    return out | {"retina": tissue * (1 - out.get("hole", 0))}
 
-# %% ../nbs/03c_oct.ipynb #6fad0071
+# %% ../nbs/03c_oct.ipynb #1e09e464
 def render_oct(
     eye: Eye,
     size: int = 128,       # pixels, 64 to 512
     masks: bool = False,   # also return {kind: bool (size, size)}
 ) -> np.ndarray:           # uint8 (size, size, 3), grey
-    "Optical coherence tomogram of the phantom: 6 mm through the fovea. Deterministic in the eye, the same scene at every size (ours)."
+    "Optical coherence tomogram, 6 mm through the fovea. Deterministic in the eye, the same scene at every size (ours)."
     if not 32 <= size <= 1024: raise ValueError(f"size {size} is outside 32 to 1024 pixels")
     n = max(size, 128); scan = cut(eye, n)
     depth = ((np.arange(n) + .5) * DEPTH / n)[:, None].astype(np.float32)

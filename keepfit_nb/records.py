@@ -22,7 +22,7 @@ from pydantic import BaseModel
 from .knowledge import canonical, corpus, load_knowledge
 from .profiles import data_folder, nearest, open_run
 
-# %% ../nbs/02_records.ipynb #c441d35b
+# %% ../nbs/02_records.ipynb #04384d41
 class Record(BaseModel, extra="forbid", frozen=True):
     "One image, its words and its labels."
     image: str                                # path of the image file
@@ -37,19 +37,18 @@ class Record(BaseModel, extra="forbid", frozen=True):
     eye: Literal["OD", "OS", ""] = ""
     split: Literal["train", "val", "test", ""] = ""
 
-# %% ../nbs/02_records.ipynb #19124c5f
 COLUMNS = tuple(Record.model_fields)
 LISTS = ("categories", "attributes")
 FEATURES = Features({c: List(Value("string")) if c in LISTS else Value("string") for c in COLUMNS})
 ROLE_NEEDS = {"": (), "elite": ("caption",), "public": ("categories",), "evaluation": ()}   # what a row must bring for its role
 
-# %% ../nbs/02_records.ipynb #543aa964
+# %% ../nbs/02_records.ipynb #446ec704
 def _blank(x) -> bool: return x is None or (isinstance(x, float) and x != x) or x is pd.NA or x is pd.NaT
 
 def _parsed(text: str):
     "A list written as JSON or as a Python literal. ValueError when it is neither."
     try: return json.loads(text)
-    except ValueError: pass
+    except (ValueError, RecursionError): pass
     try: return ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError): raise ValueError("not a list") from None
 
@@ -73,7 +72,7 @@ def _text_problem(column: str, value) -> str:
     if not isinstance(value, str): return f"{column}: not text"
     return f"{column}: broken encoding" if _BROKEN.search(value) else ""
 
-# %% ../nbs/02_records.ipynb #b242f030
+# %% ../nbs/02_records.ipynb #03ce1566
 def _nearest_of(name: str, options: Iterable[str], cutoff: float) -> str:
     "The option closest to `name`, or ''."
     low = {str(o).lower(): str(o) for o in options}
@@ -89,11 +88,12 @@ def check_columns(
     strange = [c for c in found if c not in COLUMNS]
     for c in needed:
         hit = _nearest_of(c, strange, .5)
-        if c not in found: raise ValueError(f"the table has no column {c!r}" + (f"; is it {hit!r}? Then map it: columns: {{{c}: {hit}}}" if hit else "")
-                                            + f". It has: {', '.join(found) or 'none'}")
+        hint = f"; is it {hit!r}? Then map it: columns: {{{c}: {hit}}}" if hit else ""
+        if c not in found: raise ValueError(f"the table has no column {c!r}{hint}. It has: {', '.join(found) or 'none'}")
     for c in strange:
         hit = _nearest_of(c, COLUMNS, .8)
-        if hit and hit not in found: raise ValueError(f"unknown column {c!r}; did you mean {hit!r}? Rename it, or leave it out if it is something else")
+        if hit and hit not in found:
+            raise ValueError(f"unknown column {c!r}; did you mean {hit!r}? Rename it, or leave it out if it is something else")
     return strange
 
 # %% ../nbs/02_records.ipynb #c085f329
@@ -153,19 +153,24 @@ def hash_patient(
     if not patient or _HASHED.fullmatch(patient): return patient
     return "p-" + hashlib.sha256(f"{salt or _salt(data_folder())}\0{patient}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
-# %% ../nbs/02_records.ipynb #02ace084
-_FILE_WORDS = frozenset("""img image images fundus photo photograph picture scan screenshot od os ou left right eye macula disc disk oct ffa cfp fa rgb
-    color colour train val test jpg jpeg png tif tiff bmp crop cropped resized processed original copy final new frame slice volume vol patient case
-    sample normal grade level class visit baseline follow series study data dataset mask label edited aug small large pp dr amd dme cnv rvo csr mh
-    drusen red free late early venous arterial phase jan feb mar apr may jun jul aug sep oct nov dec""".split())
-_GIVEN = frozenset("""james john robert michael william david richard joseph thomas charles christopher daniel matthew anthony steven paul andrew
-    george kenneth edward brian ronald kevin jason jeffrey mary patricia jennifer linda elizabeth barbara susan jessica sarah karen lisa nancy betty
-    margaret sandra ashley dorothy kimberly emily donna michelle carol amanda maria anna peter hans klaus jose juan carlos luis antonio manuel pedro
-    ana carmen isabel ahmed mohamed mohammed muhammad ali hassan hussein fatima aisha omar ibrahim ivan petr dmitri sergei olga natalia elena
-    wei fang ming hong jun yan xiao ying raj amit priya anil sunil ravi sanjay deepa lakshmi kumar hiroshi takashi yuki akira kenji minh""".split())
+# %% ../nbs/02_records.ipynb #b875f512
+_FILE_WORDS = frozenset("""img image images fundus photo photograph picture scan screenshot od os ou left right eye macula disc
+    disk oct ffa cfp fa rgb color colour train val test jpg jpeg png tif tiff bmp crop cropped resized
+    processed original copy final new frame slice volume vol patient case sample normal grade level
+    class visit baseline follow series study data dataset mask label edited aug small large pp dr amd
+    dme cnv rvo csr mh drusen red free late early venous arterial phase jan feb mar apr may jun jul aug
+    sep oct nov dec""".split())
+_GIVEN = frozenset("""james john robert michael william david richard joseph thomas charles christopher daniel matthew
+    anthony steven paul andrew george kenneth edward brian ronald kevin jason jeffrey mary patricia
+    jennifer linda elizabeth barbara susan jessica sarah karen lisa nancy betty margaret sandra ashley
+    dorothy kimberly emily donna michelle carol amanda maria anna peter hans klaus jose juan carlos luis
+    antonio manuel pedro ana carmen isabel ahmed mohamed mohammed muhammad ali hassan hussein fatima
+    aisha omar ibrahim ivan petr dmitri sergei olga natalia elena wei fang ming hong jun yan xiao ying
+    raj amit priya anil sunil ravi sanjay deepa lakshmi kumar hiroshi takashi yuki akira kenji minh""".split())
 _DATE = re.compile(r"(?<!\d)(?:(?:19|20)\d\d([-_./]?)(?:0[1-9]|1[0-2])\1(?:0[1-9]|[12]\d|3[01])"
                    r"|(?:0?[1-9]|[12]\d|3[01])([-_./])(?:0?[1-9]|1[0-2])\2(?:19|20)\d\d)(?!\d)")
-_BIRTH = re.compile(r"(?i:\b(?:d\.?o\.?b\b|date of birth|birth ?date|born (?:on|in)\b|patient(?:'s)? name|name\s*:))|\b(?:Mr|Mrs|Ms)\.? (?=[A-Z])|出生日期|姓名")
+_BIRTH = re.compile(r"(?i:\b(?:d\.?o\.?b\b|date of birth|birth ?date|born (?:on|in)\b|patient(?:'s)? name|name\s*:))"
+                    r"|\b(?:Mr|Mrs|Ms)\.? (?=[A-Z])|出生日期|姓名")
 
 @functools.cache
 def _vocabulary() -> frozenset[str]:
@@ -188,7 +193,7 @@ def personal_reason(
         if capital and (a.lower() in _GIVEN) != (b.lower() in _GIVEN) and {a, b} <= unknown: return "looks like a person's name"
     return ""
 
-# %% ../nbs/02_records.ipynb #20c521e8
+# %% ../nbs/02_records.ipynb #dd3c4ff8
 class _Gate:
     "Keeps, for each row, the first reason for which it stays outside."
     def __init__(self, n: int): self.reason = np.full(n, "", dtype=object)
@@ -202,14 +207,14 @@ def _memo(f):
     cached = functools.lru_cache(maxsize=100_000)(f)
     return lambda x: cached(x) if isinstance(x, str) else f(x)
 
-# %% ../nbs/02_records.ipynb #0a49ca59
 def _frame(rows) -> pd.DataFrame:
     "Rows of any kind as a table of Python objects, numbered from 0."
     if isinstance(rows, Dataset): rows = rows.to_pandas()
     if not isinstance(rows, pd.DataFrame):
         rows = list(rows)
         wrong = next((n for n, r in enumerate(rows) if not isinstance(r, Mapping)), None)
-        if wrong is not None: raise ValueError(f"row {wrong} is a {type(rows[wrong]).__name__}; each row must be a dictionary of column: value")
+        if wrong is not None:
+            raise ValueError(f"row {wrong} is a {type(rows[wrong]).__name__}; each row must be a dictionary of column: value")
         names = dict.fromkeys(k for r in rows for k in r)
         rows = pd.DataFrame({c: pd.Series([r.get(c) for r in rows], dtype=object) for c in names}, index=range(len(rows)))
     return rows.reset_index(drop=True).astype(object)
@@ -218,27 +223,30 @@ def _try_list(x) -> tuple[list[str], str]:
     try: return as_list(x), ""
     except ValueError as err: return [], str(err)
 
-# %% ../nbs/02_records.ipynb #05465956
+# %% ../nbs/02_records.ipynb #e94be985
 def _cleaned(df: pd.DataFrame, gate: _Gate) -> pd.DataFrame:
-    "Every column present, stripped and of its type; what cannot be is refused."
-    out = pd.DataFrame(index=df.index)
+    "Every column present, stripped and of its type. What cannot be is refused, and left empty: later steps never meet it."
+    out, column = pd.DataFrame(index=df.index), lambda values: pd.Series(values, index=df.index, dtype=object)
     number = lambda x: str(x) if isinstance(x, (int, np.integer, Path)) and not isinstance(x, bool) else x
     for c in COLUMNS:
-        raw = df[c] if c in df else pd.Series([None] * len(df), index=df.index, dtype=object)
+        raw, judge = list(df[c]) if c in df else [None] * len(df), _memo(functools.partial(_text_problem, c))
         if c in LISTS:
-            parsed, judge = [_try_list(x) for x in raw], _memo(functools.partial(_text_problem, c))
-            gate.refuse(f"{c}: {err}" if err else next(filter(None, map(judge, items)), "") for items, err in parsed)
-            out[c] = pd.Series([items for items, _ in parsed], index=df.index, dtype=object)
+            parsed = list(map(_memo(_try_list), raw))
+            problems = [f"{c}: {err}" if err else next(filter(None, map(judge, items)), "") for items, err in parsed]
+            out[c] = column([[] if p else items for (items, _), p in zip(parsed, problems)])
         else:
-            if c in ("patient", "image"): raw = raw.map(number)
-            gate.refuse(map(_memo(functools.partial(_text_problem, c)), raw))
-            out[c] = pd.Series([x.strip() if isinstance(x, str) else "" for x in raw], index=df.index, dtype=object)
+            if c in ("patient", "image"): raw = list(map(number, raw))
+            problems = list(map(judge, raw))
+            out[c] = column([x.strip() if isinstance(x, str) and not p else "" for x, p in zip(raw, problems)])
+        gate.refuse(problems)
     return out
 
-# %% ../nbs/02_records.ipynb #314caa8e
-_ALIASES = {**{m: m for m in ("CFP", "FFA", "OCT")}, "FA": "FFA", "FUNDUS": "CFP", "COLOR FUNDUS": "CFP", "COLOUR FUNDUS": "CFP",
-            "COLOR FUNDUS PHOTOGRAPH": "CFP", "COLOUR FUNDUS PHOTOGRAPH": "CFP", "FUNDUS PHOTOGRAPH": "CFP", "OPTICAL COHERENCE TOMOGRAPHY": "OCT",
-            "FLUORESCEIN ANGIOGRAPHY": "FFA", "FUNDUS FLUORESCEIN ANGIOGRAPHY": "FFA"}
+# %% ../nbs/02_records.ipynb #52911607
+_SAID = {"CFP": ("CFP", "FUNDUS", "COLOR FUNDUS", "COLOUR FUNDUS", "FUNDUS PHOTOGRAPH", "COLOR FUNDUS PHOTOGRAPH",
+                 "COLOUR FUNDUS PHOTOGRAPH"),
+         "FFA": ("FFA", "FA", "FLUORESCEIN ANGIOGRAPHY", "FUNDUS FLUORESCEIN ANGIOGRAPHY"),
+         "OCT": ("OCT", "OPTICAL COHERENCE TOMOGRAPHY")}
+_ALIASES = {spelling: modality for modality, spellings in _SAID.items() for spelling in spellings}
 _ASIDE = "set aside"
 
 def _modalities(df: pd.DataFrame, gate: _Gate) -> tuple[pd.DataFrame, Counter]:
@@ -249,9 +257,10 @@ def _modalities(df: pd.DataFrame, gate: _Gate) -> tuple[pd.DataFrame, Counter]:
     gate.refuse(np.where(strange, _ASIDE, ""))
     return df.assign(modality=said.map(_ALIASES).fillna("")), Counter(said[strange])
 
-# %% ../nbs/02_records.ipynb #09f0213f
+# %% ../nbs/02_records.ipynb #e722604f
 _EYES = {"od": "OD", "r": "OD", "right": "OD", "re": "OD", "os": "OS", "l": "OS", "left": "OS", "le": "OS"}
-_SPLITS = {"": "", "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test", "testing": "test"}
+_SPLITS = {"": "", "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
+           "testing": "test"}
 
 def _check_values(df: pd.DataFrame, gate: _Gate, role: str) -> None:
     "What a record needs, and the values it may have. Names of categories become canonical."
@@ -265,18 +274,18 @@ def _check_values(df: pd.DataFrame, gate: _Gate, role: str) -> None:
 def _check_people(df: pd.DataFrame, gate: _Gate) -> None:
     "Refuse what looks like personal data; hash the patients."
     look = lambda column, reason: f"{column}: personal data ({reason})" if reason else ""
-    stem = lambda x: Path(x).stem if os.path.isabs(x) else os.path.splitext(x)[0].replace("/", " / ")     # folders of the set count as well
+    stem = lambda x: Path(x).stem if os.path.isabs(x) else os.path.splitext(x)[0].replace("/", " / ")    # its folders too
     gate.refuse(look("image", personal_reason(stem(x), file_name=True)) for x in df.image)
     for c in ("caption", "caption_zh"):
         judge = _memo(personal_reason)
         gate.refuse(look(c, judge(x)) for x in df[c])
-    df["patient"] = df.patient.map(_memo(hash_patient))
+    if (df.patient != "").any(): df["patient"] = df.patient.map(_memo(functools.partial(hash_patient, salt=_salt(data_folder()))))
 
-# %% ../nbs/02_records.ipynb #cd4a3d4a
+# %% ../nbs/02_records.ipynb #c0ca5f32
 def _check_duplicates(df: pd.DataFrame, gate: _Gate) -> None:
     "Refuse a row that repeats an earlier one: same image, same words, same labels."
-    joined = [df.image.map(os.path.normpath), df.caption, df.caption_zh, *(df[c].map(lambda x: "|".join(sorted(x))) for c in LISTS)]
-    key = pd.DataFrame(dict(enumerate(joined)))[gate.open]
+    labels = [df[c].map(lambda x: "|".join(sorted(x))) for c in LISTS]
+    key = pd.DataFrame(dict(enumerate([df.image.map(os.path.normpath), df.caption, df.caption_zh, *labels])))[gate.open]
     first = pd.Series(key.index, index=key.index).groupby([key[c] for c in key]).transform("min")
     reasons = np.full(len(df), "", dtype=object)
     again = first.index[first != first.index]
@@ -287,15 +296,16 @@ def _dataset(df: pd.DataFrame) -> Dataset:
     "A DataFrame with the columns of a record as a Dataset in memory."
     return Dataset(pa.Table.from_pandas(df[list(COLUMNS)], schema=FEATURES.arrow_schema, preserve_index=False))
 
-# %% ../nbs/02_records.ipynb #a84be9ea
+# %% ../nbs/02_records.ipynb #6d286d4e
 def _counts(df: pd.DataFrame, gate: _Gate, aside: Counter, ignored: list[str]) -> dict:
     "What came in, what was kept, what was refused and why."
     good, known = gate.open, load_knowledge()
     reasons = Counter(re.sub(r" of row \d+$", "", r) for r in gate.reason if r and r != _ASIDE)
     labels = Counter(c for cs in df.categories[good] for c in cs if c not in known)
-    return dict(rows=len(df), kept=int(good.sum()), quarantined=reasons.total(), set_aside=aside.total(), set_aside_by_modality=dict(aside),
-                personal=sum(n for r, n in reasons.items() if "personal data" in r), reasons=dict(reasons), unknown_labels=dict(labels),
-                no_patient=int((df.patient[good] == "").sum()), modalities=Counter(df.modality[good]), ignored_columns=ignored)
+    return dict(rows=len(df), kept=int(good.sum()), quarantined=reasons.total(), set_aside=aside.total(),
+                set_aside_by_modality=dict(aside), personal=sum(n for r, n in reasons.items() if "personal data" in r),
+                reasons=dict(reasons), unknown_labels=dict(labels), no_patient=int((df.patient[good] == "").sum()),
+                modalities=dict(Counter(df.modality[good])), ignored_columns=ignored)
 
 def _stop_if_too_many(counts: dict, quarantine: pd.DataFrame, limit: float) -> None:
     "ValueError when too many rows were refused, or none is left."
@@ -303,8 +313,10 @@ def _stop_if_too_many(counts: dict, quarantine: pd.DataFrame, limit: float) -> N
     told = "; ".join(f"{r} ({n} rows, first row {first(r)})" for r, n in Counter(counts["reasons"]).most_common(5))
     seen = counts["rows"] - counts["set_aside"]
     if counts["quarantined"] > limit * seen:
-        raise ValueError(f"{counts['quarantined']} of {seen} rows cannot be used, more than max_quarantined = {limit:.0%} allows: {told}")
-    if not counts["kept"]: raise ValueError(f"none of {counts['rows']} rows is left. {told} {counts['set_aside_by_modality'] or ''}")
+        raise ValueError(f"{counts['quarantined']} of {seen} rows cannot be used, more than max_quarantined = {limit:.0%} "
+                         f"allows: {told}. Mend the table, or raise max_quarantined if this is as it should be")
+    aside = f"Set aside: {counts['set_aside_by_modality']}" if counts["set_aside"] else ""
+    if not counts["kept"]: raise ValueError(f"none of {counts['rows']} rows is left. {told}{aside}")
 
 # %% ../nbs/02_records.ipynb #386dbef7
 def validate(
@@ -333,7 +345,7 @@ def validate(
     _stop_if_too_many(counts, quarantine, max_quarantined)
     return _dataset(df[gate.open]), quarantine, counts
 
-# %% ../nbs/02_records.ipynb #7f392d57
+# %% ../nbs/02_records.ipynb #134e0106
 def write_records(
     ds: Dataset,            # records; further columns (a role, say) are kept
     path: str | Path,       # .parquet
@@ -348,18 +360,21 @@ def write_records(
         os.replace(part, path)
     except OSError as err:
         part.unlink(missing_ok=True)
-        raise OSError(err.errno, f"could not write {path.name}: {err.strerror}. Free some space or choose another run_dir", str(path)) from err
+        told = f"could not write {path.name}: {err.strerror}. Free some space or choose another run_dir"
+        raise OSError(err.errno, told, str(path)) from err
     return path
 
-# %% ../nbs/02_records.ipynb #0392a3e7
+# %% ../nbs/02_records.ipynb #71fe2dc3
 def read_records(
     path: str | Path,       # .parquet, written by `write_records`
 ) -> Dataset:               # in memory; features as FEATURES
     "Read records back. FileNotFoundError and ValueError say what to do."
     path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f"no records at {path}; run chapter 05_sources, or give the .parquet file that it left")
+    if not path.is_file():
+        raise FileNotFoundError(f"no records at {path}; run chapter 05_sources, or give the .parquet file that it left")
     try: table = pq.read_table(path, memory_map=True)
-    except (pa.ArrowInvalid, OSError) as err: raise ValueError(f"{path} is not a readable Parquet file ({err}); build it again") from err
+    except (pa.ArrowInvalid, OSError) as err:
+        raise ValueError(f"{path} is not a readable Parquet file ({err}); build it again") from err
     check_columns(table.column_names, COLUMNS)
     return Dataset(table)
 
@@ -382,21 +397,26 @@ def _stratify(
             wanted[place[g]] -= counts[g]
     return place
 
-# %% ../nbs/02_records.ipynb #98bcdbb4
+# %% ../nbs/02_records.ipynb #1a4ecea5
+def _column(ds: Dataset, name: str) -> list:
+    "A column as a plain list, read in one go."
+    return ds.with_format("arrow")[:][name].to_pylist()
+
 def _groups(ds: Dataset) -> np.ndarray:
     "Group number of each row: one a patient, in order of appearance; a row without a patient is its own group."
-    return pd.factorize(np.array([p or f"row {i}" for i, p in enumerate(ds["patient"])], dtype=object))[0]
+    return pd.factorize(np.array([p or f"row {i}" for i, p in enumerate(_column(ds, "patient"))], dtype=object))[0]
 
 def _label_matrix(ds: Dataset, groups: np.ndarray) -> np.ndarray:
     "Rows of each group with each label, (groups, labels). The source and 'no category' count as labels."
-    pairs = [(g, (m, c)) for g, cs, m in zip(groups, ds["categories"], ds["modality"]) for c in cs or [""]]
-    pairs += [(g, (m, s, "source")) for g, m, s in zip(groups, ds["modality"], ds["source"])]
+    categories, modality, source = (_column(ds, c) for c in ("categories", "modality", "source"))
+    pairs = [(g, (m, c)) for g, cs, m in zip(groups, categories, modality) for c in cs or [""]]
+    pairs += [(g, (m, s, "source")) for g, m, s in zip(groups, modality, source)]
     labels = {c: i for i, c in enumerate(sorted({c for _, c in pairs}))}
     out = np.zeros((groups.max() + 1, len(labels)))
     np.add.at(out, ([g for g, _ in pairs], [labels[c] for _, c in pairs]), 1)
     return out
 
-# %% ../nbs/02_records.ipynb #a5efe271
+# %% ../nbs/02_records.ipynb #6aec25ac
 def split_by_patient(
     ds: Dataset,
     fractions: Mapping[str, float] = {"train": .8, "test": .2},   # of train, val, test; they sum to 1
@@ -406,7 +426,8 @@ def split_by_patient(
     for name in fractions:
         if name not in ("train", "val", "test"): raise ValueError(nearest(name, ("train", "val", "test"), "split"))
     share = np.array(list(fractions.values()), float)
-    if abs(share.sum() - 1) > 1e-6 or share.min() < 0: raise ValueError(f"fractions must be ≥ 0 and sum to 1, these do not: {dict(fractions)}")
+    if not len(share) or abs(share.sum() - 1) > 1e-6 or share.min() < 0:
+        raise ValueError(f"fractions must be ≥ 0 and sum to 1, these do not: {dict(fractions)}")
     if not len(ds): raise ValueError("there are no records to split")
     groups = _groups(ds)
     place = _stratify(_label_matrix(ds, groups), share, np.random.default_rng(seed))
@@ -414,7 +435,7 @@ def split_by_patient(
     column = pa.array(np.array(list(fractions), dtype=object)[place[groups]], pa.string())
     return Dataset(table.set_column(table.column_names.index("split"), "split", column))
 
-# %% ../nbs/02_records.ipynb #ee042f36
+# %% ../nbs/02_records.ipynb #a268b4e4
 def _byte_hashes(*groups: Iterable[str]) -> list[list[str]]:
     "SHA-256 of files, read only where a size occurs in every group; '' elsewhere."
     sizes = [[os.path.getsize(p) if os.path.isfile(p) else -1 for p in g] for g in groups]
@@ -428,10 +449,11 @@ def leak_report(
     names: bool = False,     # also: same file name within one source (published lists rename folders)
 ) -> pd.DataFrame:           # kind, test_row, train_row; empty when nothing leaks
     "What a test set shares with a training set: a patient, a file, an image's exact bytes. One line per test row and kind."
-    a, b = list(train["image"]), list(test["image"])
-    checks = [("same patient", train["patient"], test["patient"]), ("same file", *([os.path.realpath(p) for p in g] for g in (a, b))),
-              ("same image bytes", *_byte_hashes(a, b))]
-    if names: checks.append(("same file name", *([f"{s}\0{Path(p).stem}" for s, p in zip(d["source"], d["image"])] for d in (train, test))))
+    a, b = _column(train, "image"), _column(test, "image")
+    checks = [("same patient", _column(train, "patient"), _column(test, "patient")),
+              ("same file", *([os.path.realpath(p) for p in g] for g in (a, b))), ("same image bytes", *_byte_hashes(a, b))]
+    called = lambda ds: [f"{s}\0{Path(p).stem}" for s, p in zip(_column(ds, "source"), _column(ds, "image"))]
+    if names: checks.append(("same file name", called(train), called(test)))
     found = []
     for kind, left, right in checks:
         first = {}

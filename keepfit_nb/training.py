@@ -8,8 +8,8 @@ __all__ = ['Settings', 'rows_of_step', 'lr_factor', 'parameter_groups', 'random_
            'Progress', 'Interrupts', 'rows_in', 'stop_at_nan', 'recipe', 'load_checkpoint', 'Training', 'read_curves',
            'total_steps', 'fit']
 
-# %% ../nbs/08_training.ipynb #c487372b
-import contextlib, json, math, os, random, shutil, signal, sys, threading, time, warnings
+# %% ../nbs/08_training.ipynb #0f44ae74
+import contextlib, errno, json, math, os, random, shutil, signal, sys, threading, time, warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -76,30 +76,34 @@ def lr_factor(
     if step < w: return (step + 1) / w
     return .5 * (1 + math.cos(math.pi * (step - w) / max(total - w, 1)))
 
-# %% ../nbs/08_training.ipynb #612a3112
+# %% ../nbs/08_training.ipynb #f0bd2e20
 def parameter_groups(
     model: nn.Module,       # parameters without requires_grad are left out
     settings: Settings,
 ) -> list[dict]:            # AdamW groups; `names` in the order of `params`
-    "Groups by decay and by `lr_scales`. Norms, biases, temperature and what a submodule's no_weight_decay() names are not decayed."
-    spared = {f"{prefix}.{n}" if prefix else n for prefix, m in model.named_modules() if hasattr(m, "no_weight_decay") for n in m.no_weight_decay()}
+    "Groups by decay and by `lr_scales`. Norms, biases, temperature and what a no_weight_decay() names are not decayed."
+    polite = [(prefix + "." if prefix else "", m) for prefix, m in model.named_modules() if hasattr(m, "no_weight_decay")]
+    spared = {prefix + n for prefix, m in polite for n in m.no_weight_decay()}
+    scales = sorted(settings.lr_scales.items(), key=lambda kv: -len(kv[0]))            # the longest prefix wins
     groups = {}
     for name, p in model.named_parameters():
         if not p.requires_grad: continue
         decay = settings.weight_decay if p.ndim >= 2 and name not in spared else 0.
-        scale = next((v for k, v in sorted(settings.lr_scales.items(), key=lambda kv: -len(kv[0])) if name.startswith(k)), 1.)
+        scale = next((v for k, v in scales if name.startswith(k)), 1.)
         group = groups.setdefault((decay, scale), dict(params=[], names=[], weight_decay=decay, lr_scale=scale))
         group["params"].append(p); group["names"].append(name)
     if not groups: raise ValueError("the model has no parameter to train (all have requires_grad=False)")
     unknown = [k for k in settings.lr_scales if not any(n.startswith(k) for n, _ in model.named_parameters())]
-    if unknown: raise ValueError(f"lr_scales names no parameter: {', '.join(unknown)}; top-level parts are {', '.join(n for n, _ in model.named_children())}")
+    parts = ", ".join(n for n, _ in model.named_children())
+    if unknown: raise ValueError(f"lr_scales names no parameter: {', '.join(unknown)}; top-level parts are {parts}")
     return list(groups.values())
 
-# %% ../nbs/08_training.ipynb #f576d1ab
+# %% ../nbs/08_training.ipynb #f1a77353
 def random_state() -> tuple[dict[str, Tensor], dict]:
     "State of all random generators of this process: tensors, and what fits into JSON."
     version, words, gauss = random.getstate(); kind, keys, pos, has, cached = np.random.get_state()
-    tensors = {"torch": torch.get_rng_state(), "python": torch.tensor(words, dtype=torch.int64), "numpy": torch.from_numpy(keys.astype(np.int64))}
+    tensors = {"torch": torch.get_rng_state(), "python": torch.tensor(words, dtype=torch.int64),
+               "numpy": torch.from_numpy(keys.astype(np.int64))}
     if torch.cuda.is_available() and torch.cuda.is_initialized(): tensors["cuda"] = torch.cuda.get_rng_state()
     return tensors, dict(python=[version, gauss], numpy=[kind, int(pos), int(has), float(cached)])
 
@@ -127,7 +131,7 @@ def set_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, T
         name, _, what = key.rpartition(":")
         optimizer.state[params[name]][what] = value.clone() if what == "step" else value.to(params[name].device, copy=True)
 
-# %% ../nbs/08_training.ipynb #adb8c61f
+# %% ../nbs/08_training.ipynb #15ab547c
 def _write_files(folder: Path, tensors: dict[str, dict[str, Tensor]], plain: dict) -> None:
     "Write `<name>.safetensors` files and state.json, and flush them to the disk."
     for name, part in tensors.items():
@@ -140,6 +144,7 @@ def checkpoints(folder: Path) -> list[Path]:
     "Complete checkpoints of a training folder, oldest first."
     return sorted(p for p in Path(folder).glob("checkpoints/step_*") if (p / "state.json").exists())
 
+# %% ../nbs/08_training.ipynb #563a4e62
 def save_checkpoint(
     folder: Path,                           # the training's folder; checkpoints/ is made in it
     step: int,                              # steps done
@@ -147,7 +152,7 @@ def save_checkpoint(
     plain: dict,                            # the rest, as JSON
     keep: int = 2,                          # checkpoints that stay
 ) -> Path:                                  # the new checkpoint
-    "Write a checkpoint whole or not at all, then delete all but the newest `keep`. OSError when the disk is full; older ones stay."
+    "Write a checkpoint whole or not at all, then delete all but the newest `keep`. OSError on a full disk; older ones stay."
     final = Path(folder) / "checkpoints" / f"step_{step:08d}"; part = final.with_name(f".{final.name}.part")
     try:
         shutil.rmtree(part, ignore_errors=True); part.mkdir(parents=True)
@@ -156,14 +161,15 @@ def save_checkpoint(
         os.replace(part, final)
     except (OSError, SafetensorError) as err:
         shutil.rmtree(part, ignore_errors=True)
-        last = checkpoints(folder); need = sum(v.numel() * v.element_size() for p in tensors.values() for v in p.values())
-        raise OSError(getattr(err, "errno", None) or 28, f"could not save the checkpoint of step {step} in {final.parent} ({err}). "
-            f"It needs {need / 1e6:.1f} MB; free some space and start again: training goes on from "
-            + (f"step {int(last[-1].name[5:])}, which is intact" if last else "the beginning")) from err
+        need = sum(v.numel() * v.element_size() for p in tensors.values() for v in p.values()) / 1e6
+        last = checkpoints(folder)
+        start = f"step {int(last[-1].name[5:])}, which is intact" if last else "the beginning"
+        raise OSError(getattr(err, "errno", None) or errno.ENOSPC, f"could not save step {step} in {final.parent} "
+            f"({err}). It needs {need:.1f} MB; free some space and start again: training goes on from {start}") from err
     for old in checkpoints(folder)[:-keep]: shutil.rmtree(old, ignore_errors=True)
     return final
 
-# %% ../nbs/08_training.ipynb #709281b4
+# %% ../nbs/08_training.ipynb #7cb195cc
 def get_accelerator(
     device: torch.device | str | None = None,   # None: the best there is
     unused_parameters: bool = False,            # several GPUs only
@@ -171,7 +177,8 @@ def get_accelerator(
     "An Accelerator on this device. Under `accelerate launch` each process gets its own GPU, whatever `device` says."
     want = torch.device(device).type if device is not None else None
     alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
-    if alone and want and PartialState._shared_state and PartialState().device.type != want: AcceleratorState._reset_state(reset_partial_state=True)
+    if alone and want and PartialState._shared_state and PartialState().device.type != want:
+        AcceleratorState._reset_state(reset_partial_state=True)            # an earlier call used another device
     ddp = DistributedDataParallelKwargs(find_unused_parameters=unused_parameters)
     return Accelerator(cpu=want == "cpu", kwargs_handlers=[ddp])
 
@@ -179,9 +186,10 @@ def autocast(accelerator: Accelerator, precision: str):
     "The context in which the model is called: bf16 where it is asked for, or helps."
     device = accelerator.device.type
     helps = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.autocast(device, torch.bfloat16) if precision == "bf16" or precision == "auto" and helps else contextlib.nullcontext()
+    half = precision == "bf16" or precision == "auto" and helps
+    return torch.autocast(device, torch.bfloat16) if half else contextlib.nullcontext()
 
-# %% ../nbs/08_training.ipynb #f2afdf03
+# %% ../nbs/08_training.ipynb #d4137123
 def someone_watches() -> bool:
     "A terminal, or a notebook in a browser (not papermill, not nbconvert)?"
     if os.environ.get("KEEPFIT_HEADLESS"): return False
@@ -190,7 +198,7 @@ def someone_watches() -> bool:
 class Progress:
     "A tqdm bar when someone watches, else about ten plain lines."
     def __init__(self, total: int, start: int = 0, label: str = "training", show: bool = True):
-        self.total, self.label, self.show, self.begun, self.start = total, label, show, time.perf_counter(), start
+        self.total, self.start, self.label, self.show, self.begun = total, start, label, show, time.perf_counter()
         self.bar = tqdm(total=total, initial=start, desc=label) if show and someone_watches() else None
 
     def update(self, step: int, terms: dict[str, float]) -> None:
@@ -198,7 +206,8 @@ class Progress:
         words = " ".join(f"{k} {v:.4g}" for k, v in terms.items())
         if self.bar is not None: self.bar.update(step - self.bar.n); self.bar.set_postfix_str(words)
         elif self.show and (step == self.total or step * 10 // self.total > (step - 1) * 10 // self.total):
-            print(f"{self.label} {step}/{self.total} · {words} · {(step - self.start) / (time.perf_counter() - self.begun):.1f} steps/s", flush=True)
+            pace = (step - self.start) / (time.perf_counter() - self.begun)
+            print(f"{self.label} {step}/{self.total} · {words} · {pace:.1f} steps/s", flush=True)
 
     def close(self) -> None:
         if self.bar is not None: self.bar.close()
@@ -220,7 +229,7 @@ class Interrupts:
     def __exit__(self, *_):
         if self.before is not None: signal.signal(signal.SIGINT, self.before)
 
-# %% ../nbs/08_training.ipynb #fd78650f
+# %% ../nbs/08_training.ipynb #2f268223
 def rows_in(batch: Any, name: str = "") -> dict[str, list[int]]:
     "Row numbers that a batch carries: every entry called `rows` or `index`, with its path."
     found = {}
@@ -234,17 +243,22 @@ def stop_at_nan(folder: Path, step: int, terms: dict[str, float], batches: list,
     "Write failed_batch.json and raise FloatingPointError."
     shown = {k: v if math.isfinite(v) else str(v) for k, v in terms.items()}
     write_json(Path(folder) / "failed_batch.json", dict(step=step, what=what, terms=shown, batches=[rows_in(b) for b in batches]))
-    raise FloatingPointError(f"{what} is not finite at step {step} ({shown}). The batch's rows are in {Path(folder) / 'failed_batch.json'}; "
-                             "look at these images, or lower lr. Checkpoints from before are kept")
+    raise FloatingPointError(f"{what} is not finite at step {step} ({shown}). The batch's rows are in "
+                             f"{Path(folder) / 'failed_batch.json'}; look at these images, or lower lr. Checkpoints are kept")
 
-# %% ../nbs/08_training.ipynb #4ece5403
+# %% ../nbs/08_training.ipynb #625e3e1b
 def _agree(accelerator: Accelerator, *flags: bool) -> list[bool]:
     "Each flag, true for all processes when it is true for one: they must save, and stop, together."
     if accelerator.num_processes == 1: return list(flags)
     return (accelerator.reduce(torch.tensor([float(f) for f in flags], device=accelerator.device)) > 0).tolist()
 
+def _numbers(terms: dict, device: torch.device) -> dict[str, float]:
+    "Loss terms as Python numbers, fetched from the device in one go."
+    return dict(zip(terms, torch.stack([torch.as_tensor(t).detach().float().to(device) for t in terms.values()]).tolist()))
+
+# %% ../nbs/08_training.ipynb #28a0c840
 def _one_step(model, optimizer, accelerator, settings, batches, step, folder) -> tuple[dict[str, float], float]:
-    "Gradients of `accumulate` batches, clip, step. Gives the mean loss terms and the gradient norm; stops at a loss or norm that is not finite."
+    "Gradients of `accumulate` batches, clip, step → mean loss terms, gradient norm. Stops where one is not finite."
     totals, used = {}, []
     for k in range(settings.accumulate):
         used.append(batches[k])
@@ -252,7 +266,7 @@ def _one_step(model, optimizer, accelerator, settings, batches, step, folder) ->
         with contextlib.nullcontext() if last else accelerator.no_sync(model):
             with autocast(accelerator, settings.precision): terms = model(send_to_device(batches[k], accelerator.device))
             if "loss" not in terms: raise KeyError(f"the model must return a dict with 'loss'; it returned {list(terms)}")
-            values = dict(zip(terms, torch.stack([torch.as_tensor(t).detach().float().to(accelerator.device) for t in terms.values()]).tolist()))
+            values = _numbers(terms, accelerator.device)
             ok = math.isfinite(values["loss"])
             if _agree(accelerator, not ok)[0]: stop_at_nan(folder, step, values, used, "the loss")
             accelerator.backward(terms["loss"] / settings.accumulate)
@@ -262,8 +276,8 @@ def _one_step(model, optimizer, accelerator, settings, batches, step, folder) ->
     optimizer.step(); optimizer.zero_grad(set_to_none=True)
     return totals, norm
 
-# %% ../nbs/08_training.ipynb #8dee8427
-_FREE = {"save_every", "save_seconds", "keep", "log_every", "unused_parameters"}      # may change between a run and its resumption
+# %% ../nbs/08_training.ipynb #7bfa7e1d
+_FREE = {"save_every", "save_seconds", "keep", "log_every", "unused_parameters"}      # may change when a run is resumed
 
 def recipe(settings: Settings, total: int, seed: int, processes: int) -> dict:
     "What decides the result, as plain JSON."
@@ -285,7 +299,8 @@ def load_checkpoint(
         except (OSError, ValueError, SafetensorError) as err:
             warnings.warn(f"checkpoint {path.name} cannot be read ({err}); trying the one before"); continue
         other = [f"{k} {state['recipe'].get(k)} → {v}" for k, v in ours.items() if state["recipe"].get(k) != v]
-        if other: raise ValueError(f"{folder} holds a training with other settings ({'; '.join(other)}). Use another folder, or delete this one")
+        if other: raise ValueError(f"{folder} holds a training with other settings ({'; '.join(other)}). "
+                                   "Use another folder, or delete this one")
         return tensors, state
 
 # %% ../nbs/08_training.ipynb #4b0db26c
@@ -301,7 +316,7 @@ class Training:
         self.inner = getattr(self.optimizer, "optimizer", self.optimizer)
         self.step, self.window, self.seconds, self.begun = 0, [], 0., time.perf_counter()
 
-# %% ../nbs/08_training.ipynb #559b0ccc
+# %% ../nbs/08_training.ipynb #c5c9c5ef
 @patch
 def save(self: Training) -> None:
     "Write a checkpoint of the present step (the first process; the others hand over their random states)."
@@ -312,9 +327,11 @@ def save(self: Training) -> None:
         torch.distributed.all_gather_object(everyone, (state, plain))
     if not self.accelerator.is_main_process: return
     tensors = {"model": _unshared(self.plain), "optimizer": optimizer_tensors(self.inner)}
-    tensors |= {f"extra_{k}": _unshared(m) for k, m in self.extras.items()} | {f"random_{r}": s for r, (s, _) in enumerate(everyone)}
-    save_checkpoint(self.folder, self.step, tensors, dict(recipe=self.recipe, random=[p for _, p in everyone], window=self.window,
-                    seconds=self.seconds + time.perf_counter() - self.begun, total=self.total), self.settings.keep)
+    tensors |= {f"extra_{k}": _unshared(m) for k, m in self.extras.items()}
+    tensors |= {f"random_{rank}": s for rank, (s, _) in enumerate(everyone)}
+    seconds = self.seconds + time.perf_counter() - self.begun
+    plain = dict(recipe=self.recipe, total=self.total, window=self.window, seconds=seconds, random=[p for _, p in everyone])
+    save_checkpoint(self.folder, self.step, tensors, plain, self.settings.keep)
 
 @patch
 def restore(self: Training) -> bool:
@@ -346,7 +363,7 @@ def _fill(module: nn.Module, tensors: dict[str, Tensor]) -> None:
     with torch.no_grad():
         for k, v in need.items(): v.copy_(tensors[k])
 
-# %% ../nbs/08_training.ipynb #f14d938a
+# %% ../nbs/08_training.ipynb #6897cddc
 def read_curves(folder: Path) -> pd.DataFrame:
     "curves.jsonl of a training folder; a last line that was cut by a crash is dropped."
     path, rows = Path(folder) / "curves.jsonl", []
@@ -358,7 +375,8 @@ def _cut_curves(folder: Path, step: int) -> None:
     "Forget rows after `step`."
     kept = [row for row in read_curves(folder).to_dict("records") if row["step"] <= step]
     part = Path(folder) / ".curves.part"
-    part.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8"); os.replace(part, Path(folder) / "curves.jsonl")
+    part.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
+    os.replace(part, Path(folder) / "curves.jsonl")
 
 def _append_curve(folder: Path, row: dict) -> None:
     with open(Path(folder) / "curves.jsonl", "a", encoding="utf-8") as f: f.write(json.dumps(row) + "\n")
@@ -381,7 +399,7 @@ def _advance(t: Training, batches: Callable, after_step: Callable | None) -> dic
     if after_step: after_step(t.step, t.plain)
     return terms
 
-# %% ../nbs/08_training.ipynb #528e6b23
+# %% ../nbs/08_training.ipynb #a4f3c90b
 def fit(
     model: nn.Module,                         # model(batch) → dict of scalars with "loss"; trained in place
     batches: Callable[[int], Any],            # number of the batch, 0, 1, 2, … → batch; a pure function of that number
@@ -397,7 +415,7 @@ def fit(
     extras: dict[str, nn.Module] | None = None,                   # saved and restored along
     label: str = "training", verbose: bool = True,                # of the progress
 ) -> pd.DataFrame:                            # the curves: step, lr, every term, gradient_norm, seconds
-    "Train `model`; resumes where a killed call stopped, bit for bit on a CPU. FloatingPointError, KeyboardInterrupt, OSError as in chapter 08."
+    "Train `model`; goes on where a killed call stopped, bit for bit on a CPU. Stops with a word: see the table above."
     folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
     accelerator = accelerator or get_accelerator(device, settings.unused_parameters)
     was_training = model.training; model.train()
@@ -412,7 +430,7 @@ def fit(
         bar.close(); model.train(was_training)
     return read_curves(folder)
 
-# %% ../nbs/08_training.ipynb #fdb6ce17
+# %% ../nbs/08_training.ipynb #6cd60eb0
 def _log(t: Training, on_log: Callable | None) -> None:
     "Average the window into one row of the curves."
     names = {k: None for w in t.window for k in w}
@@ -426,6 +444,7 @@ def _log(t: Training, on_log: Callable | None) -> None:
         _append_curve(t.folder, row)
         if on_log: on_log(row)
 
+# %% ../nbs/08_training.ipynb #c28278d8
 def _loop(t: Training, batches: Callable, bar: Progress, after_step: Callable | None, on_log: Callable | None) -> None:
     s, saved_at, saved_step = t.settings, time.perf_counter(), t.step
     with Interrupts() as interrupts:
@@ -435,11 +454,13 @@ def _loop(t: Training, batches: Callable, bar: Progress, after_step: Callable | 
             except KeyboardInterrupt as stop: _explain_stop(t, before, saved_step, stop)
             if t.step % s.log_every == 0 or t.step == t.total: _log(t, on_log)
             bar.update(t.step, terms)
-            late, asked = _agree(t.accelerator, bool(s.save_seconds) and time.perf_counter() - saved_at > s.save_seconds, interrupts.asked)
+            late = bool(s.save_seconds) and time.perf_counter() - saved_at > s.save_seconds
+            late, asked = _agree(t.accelerator, late, interrupts.asked)
             if t.step == t.total or (s.save_every and t.step % s.save_every == 0) or late or asked:
                 t.save(); saved_at, saved_step = time.perf_counter(), t.step
             if asked: raise KeyboardInterrupt(f"stopped at step {t.step} of {t.total}, saved; the same call goes on from here")
 
 def _explain_stop(t: Training, before: int, saved_step: int, stop: KeyboardInterrupt) -> None:
     "An interrupt in the middle of a step: the weights may be half updated, so nothing is saved."
-    raise KeyboardInterrupt(f"stopped inside step {before + 1} of {t.total}, not saved; the same call goes on from step {saved_step}") from stop
+    raise KeyboardInterrupt(f"stopped inside step {before + 1} of {t.total}, not saved; "
+                            f"the same call goes on from step {saved_step}") from stop

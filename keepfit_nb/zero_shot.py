@@ -17,7 +17,7 @@ from .evaluation import Bench, Task, write_table
 from .knowledge import KINDS, prompts
 from .profiles import nearest, open_run, stage
 
-# %% ../nbs/15_zero_shot.ipynb #8d3e5c53
+# %% ../nbs/15_zero_shot.ipynb #806bf915
 def softmax(x) -> np.ndarray:
     "Over the last axis, safe for large numbers; float64."
     e = np.exp(np.asarray(x, np.float64) - np.max(x, axis=-1, keepdims=True))
@@ -36,7 +36,8 @@ def zero_shot(
     "Probabilities of classes that are given by prototypes (CLIP, arXiv 2103.00020). ValueError when the dimensions differ."
     images, prototypes = np.asarray(images, np.float64), np.asarray(prototypes, np.float64)
     if images.ndim != 2 or prototypes.ndim != 2 or images.shape[1] != prototypes.shape[1]:
-        raise ValueError(f"expected (N, d) and (C, d) of one d; got {images.shape} and {prototypes.shape}: do both come from one model, projected?")
+        raise ValueError(f"expected (N, d) and (C, d) of one d; got {images.shape} and {prototypes.shape}: "
+                         "do both come from one model, projected?")
     return softmax(scale * images @ prototypes.T)
 
 # %% ../nbs/15_zero_shot.ipynb #8617e08d
@@ -95,8 +96,9 @@ def prediction_rows(bench: Bench, model, seed, protocol, task: Task, rows, y, pr
                              modality=task.modality, row=rows, label=[task.names[k] for k in y], predicted=[task.names[k] for k in said],
                              probability=probs.max(1), probs=[p.tolist() for p in probs]), columns=list(PREDICTION_COLUMNS))
 
-# %% ../nbs/15_zero_shot.ipynb #5b9dac10
-def ask(bench: Bench, model_name: str, seed: int, model, settings: Settings) -> tuple[list[dict], list[pd.DataFrame], dict]:
+# %% ../nbs/15_zero_shot.ipynb #a4debb22
+def ask(bench: Bench, model_name: str, seed: int, model,
+        settings: Settings) -> tuple[list[dict], list[pd.DataFrame], dict]:
     "All tasks, all kinds of words, one model: result rows, predictions, and the prototypes of the leading kind by task."
     plan = [(task, protocol, said) for task in bench.tasks for protocol, said in plan_of(task, settings)]
     vectors = sentence_vectors(model, [s for _, _, said in plan for sentences in said for s in sentences])

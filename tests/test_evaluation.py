@@ -66,6 +66,14 @@ def test_degenerate_cases_are_defined(y, p):
     for value, low, high in score(y, p, 30).values(): assert np.isnan(low) or low <= high
 
 
+def test_an_absent_grade_keeps_its_distance():
+    y, said = np.array([0, 0, 3, 3]), np.array([0, 3, 3, 3])
+    assert metrics(y, np.eye(5)[said], ordinal=True)["kappa"] == pytest.approx(cohen_kappa_score(y, said, labels=range(5), weights="quadratic"))
+    near, far = np.array([0, 1, 3, 3]), np.array([1, 0, 3, 0])                  # grade 2 is absent: 1 and 3 stay two apart
+    for said in (near, far):
+        assert metrics(y, np.eye(4)[said], ordinal=True)["kappa"] == pytest.approx(cohen_kappa_score(y, said, labels=range(4), weights="quadratic"))
+
+
 def test_all_predictions_equal_is_chance():
     y, _ = answers(); got = metrics(y, np.tile([.7, .1, .1, .1], (60, 1)))
     assert got["ACA"] == pytest.approx(.25) and got["AUC"] == pytest.approx(.5) and got["kappa"] == pytest.approx(0)
@@ -84,7 +92,7 @@ def test_wrong_answers_are_refused(y, p, words):
 
 
 def test_unknown_metric_names_the_nearest():
-    with pytest.raises(ValueError, match="did you mean 'ACA'"): bootstrap([0, 1], np.eye(2), "ACC")
+    with pytest.raises(ValueError, match="unknown metric 'ACC'"): bootstrap([0, 1], np.eye(2), "ACC")
 
 
 # ---- replicates and resampling
@@ -186,7 +194,7 @@ def test_grades_are_ordered():
 def test_groups_join_categories():
     g = GroupSpec(name="referral", source="clinic", modality="CFP", classes={"refer": ["glaucoma", "cataract"], "wait": ["healthy"]})
     task = tasks_for(clinic(), Settings(groups=[g]))[-1]
-    assert task.name == "clinic CFP referral" and task.names == ["refer", "wait"]
+    assert task.name == "clinic CFP referral" and task.kind == "grouped" and task.names == ["refer", "wait"]
     assert select(task, clinic())[1].tolist() == [0, 0, 1, 1]
 
 
@@ -201,7 +209,8 @@ def test_phantoms_pose_coarse_and_fine_tasks():
                     rows.append(record(at, d.name, "phantoms", s, facts, m)); at += 1
     tasks = tasks_for(rows, Settings())
     coarse, fine = [t for t in tasks if t.kind == "coarse"], [t for t in tasks if t.kind == "fine"]
-    assert [len(t.classes) for t in coarse] == [10, 7, 8] and len(fine) == len(FINE_TASKS)
+    assert [len(t.classes) for t in coarse] == [sum(m in d.modalities for d in DISEASES.values()) for m in ("CFP", "FFA", "OCT")]
+    assert len(fine) == len(FINE_TASKS)
     assert len({t.name for t in tasks}) == len(tasks) and left_out(rows, tasks) == {}
     for t in fine:
         picked, y = select(t, rows); assert len(picked) == 12 and len(set(y)) == len(t.classes)

@@ -169,10 +169,11 @@ def test_crop_keeps_scans_and_angiograms():
     from keepfit_nb.eye import sample_eye
     from keepfit_nb.oct import render_oct
     for seed in range(12):
-        eye = sample_eye(seed)
-        for a in (render_oct(eye, 128), render_angiogram(eye, 128, "arterial"), render_angiogram(eye, 128, "late")):
+        cut = sample_eye(seed, disease=("normal", "macular hole", "geographic atrophy")[seed % 3])
+        eye = sample_eye(seed, disease=("normal", "diabetic retinopathy", "central retinal vein occlusion")[seed % 3])
+        for a in (render_oct(cut, 128), render_angiogram(eye, 128, "arterial"), render_angiogram(eye, 128, "late")):
             h, w = M.foreground_crop(a).shape[:2]
-            assert h * w > .3 * 128 * 128
+            assert min(h, w) > .8 * 128
 
 
 @pytest.mark.parametrize("h, w", [(1, 1), (1, 999), (999, 1), (64, 64), (63, 65), (10, 640), (500, 300)])

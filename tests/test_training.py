@@ -1,5 +1,5 @@
 "The training loop: same bits after any kind of stop, clear ends for every accident, gradients shared between processes."
-import json, os, random, signal, subprocess, sys, textwrap, threading, time, warnings
+import json, os, random, signal, subprocess, sys, textwrap, threading
 from pathlib import Path
 
 import numpy as np, pytest, torch
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from keepfit_nb import training
 from keepfit_nb.profiles import seed_everything
-from keepfit_nb.training import (Settings, checkpoints, fit, lr_factor, parameter_groups, random_state, read_curves, rows_of_step, save_checkpoint,
+from keepfit_nb.training import (Settings, checkpoints, fit, lr_factor, parameter_groups, random_state, rows_of_step,
                                  set_random_state, total_steps)
 
 points = torch.randn(256, 2, generator=torch.Generator().manual_seed(0)); labels = (points.norm(dim=1) > 1.2).long()
@@ -39,7 +39,8 @@ def toy(seed=0): seed_everything(seed); return Toy()
 def train(folder, model=None, source=batches, **settings):
     model = toy() if model is None else model
     keys = {k: settings.pop(k) for k in ("after_step", "extras", "seed", "on_log", "verbose", "steps_per_epoch") if k in settings}
-    curves = fit(model, source, Settings(**({"steps": 24, "lr": 1e-2, "log_every": 5} | settings)), folder, device="cpu", **({"verbose": False} | keys))
+    s = Settings(**{"steps": 24, "lr": 1e-2, "log_every": 5} | settings)
+    curves = fit(model, source, s, folder, device="cpu", **{"verbose": False} | keys)
     return model, curves
 
 
@@ -73,7 +74,8 @@ def test_a_crash_in_the_middle_costs_nothing_but_time(whole, tmp_path, at, save_
 
 def test_accumulation_resumes_as_well(tmp_path):
     through, _ = train(tmp_path / "a", accumulate=3, steps=8)
-    with pytest.raises(RuntimeError): train(tmp_path / "b", accumulate=3, steps=8, save_every=2, source=raising_at(16, RuntimeError("crash")))
+    with pytest.raises(RuntimeError):
+        train(tmp_path / "b", accumulate=3, steps=8, save_every=2, source=raising_at(16, RuntimeError("crash")))
     assert same(train(tmp_path / "b", model=toy(7), accumulate=3, steps=8, save_every=2)[0], through)
 
 
@@ -125,7 +127,8 @@ def test_nan_stops_with_the_rows_and_keeps_the_checkpoint(whole, tmp_path):
     def poisoned(step): return batches(step) | ({"x": batches(step)["x"] * torch.nan} if step == 9 else {})
     with pytest.raises(FloatingPointError, match="step 9"): train(tmp_path, source=poisoned, save_every=4)
     failed = json.loads((tmp_path / "failed_batch.json").read_text())
-    assert failed["step"] == 9 and failed["batches"][0]["rows"] == batches(9)["rows"].tolist() and failed["terms"]["loss"] == "nan"
+    assert failed["step"] == 9 and failed["batches"][0]["rows"] == batches(9)["rows"].tolist()
+    assert failed["terms"]["loss"] == "nan"
     assert checkpoints(tmp_path)[-1].name == "step_00000008"
     assert same(train(tmp_path, model=toy(7), save_every=4)[0], whole[0])
 
@@ -137,7 +140,8 @@ def test_infinite_gradient_stops_too(tmp_path):
     with pytest.raises(FloatingPointError, match="gradient"): train(tmp_path, model=Root())
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("I/O error: No space left on device (os error 28)")])
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"),
+                                   SafetensorError("I/O error: No space left on device (os error 28)")])
 def test_a_full_disk_leaves_the_checkpoint_before_intact(whole, tmp_path, monkeypatch, error):
     real = training.save_file
     def full(tensors, path):
@@ -150,7 +154,8 @@ def test_a_full_disk_leaves_the_checkpoint_before_intact(whole, tmp_path, monkey
     assert same(train(tmp_path, model=toy(7), save_every=6)[0], whole[0])
 
 
-@pytest.mark.parametrize("damage", [lambda p: (p / "model.safetensors").write_bytes(b"x"), lambda p: (p / "state.json").write_text("{"),
+@pytest.mark.parametrize("damage", [lambda p: (p / "model.safetensors").write_bytes(b"x"),
+                                    lambda p: (p / "state.json").write_text("{"),
                                     lambda p: (p / "optimizer.safetensors").unlink()])
 def test_a_damaged_checkpoint_is_passed_over(whole, tmp_path, damage):
     with pytest.raises(RuntimeError): train(tmp_path, source=raising_at(20, RuntimeError()), save_every=6)
@@ -169,7 +174,7 @@ def test_no_pickle_and_only_so_many_checkpoints(tmp_path):
     train(tmp_path, save_every=3, keep=3)
     assert [p.name[-2:] for p in checkpoints(tmp_path)] == ["18", "21", "24"]
     assert {f.suffix for f in tmp_path.rglob("*") if f.is_file()} == {".safetensors", ".json", ".jsonl"}
-    assert {f.name for f in checkpoints(tmp_path)[0].iterdir()} == {"model.safetensors", "optimizer.safetensors", "random_0.safetensors", "state.json"}
+    assert sorted(f.stem for f in checkpoints(tmp_path)[0].iterdir()) == ["model", "optimizer", "random_0", "state"]
 
 
 def test_another_recipe_or_model_is_refused_other_logging_is_not(tmp_path):
@@ -193,8 +198,10 @@ def test_curves_hold_every_term_and_forget_what_is_done_again(tmp_path):
     with open(tmp_path / "curves.jsonl", "a") as f: f.write('{"step": 99, "lo')                      # a line cut by the crash
     seen = []
     _, curves = train(tmp_path, save_every=8, log_every=2, on_log=seen.append)
-    assert curves.step.tolist() == list(range(2, 25, 2)) and {"loss", "scale", "lr", "gradient_norm", "seconds"} <= set(curves.columns)
-    assert [r["step"] for r in seen] == [18, 20, 22, 24] and curves.loss.iloc[-1] < curves.loss.iloc[0] and curves.notna().all().all()
+    assert curves.step.tolist() == list(range(2, 25, 2))
+    assert {"loss", "scale", "lr", "gradient_norm", "seconds"} <= set(curves.columns)
+    assert [r["step"] for r in seen] == [18, 20, 22, 24] and curves.loss.iloc[-1] < curves.loss.iloc[0]
+    assert curves.notna().all().all()
 
 
 def test_schedule_agrees_with_transformers():
@@ -203,7 +210,7 @@ def test_schedule_agrees_with_transformers():
     schedule = get_cosine_schedule_with_warmup(optimizer, 10, 100)
     theirs = []
     for _ in range(100): theirs.append(optimizer.param_groups[0]["lr"]); optimizer.step(); schedule.step()
-    assert np.allclose([lr_factor(s, 100, 10) for s in range(10, 100)], theirs[10:])            # warm-up: theirs begins at 0, ours at 1/w
+    assert np.allclose([lr_factor(s, 100, 10) for s in range(10, 100)], theirs[10:])  # warm-up: theirs begins at 0, ours at 1/w
     assert np.allclose([lr_factor(s, 100, .1) for s in range(9)], theirs[1:10]) and lr_factor(99, 100, .1) < 1e-3
     for total in (1, 2, 3):
         for warmup in (0, .1, 5): assert all(0 < lr_factor(s, total, warmup) <= 1 for s in range(total))
@@ -218,7 +225,8 @@ def test_rows_come_once_an_epoch():
 
 
 def test_steps_or_epochs():
-    assert total_steps(Settings(epochs=2.5), 7) == 18 and total_steps(Settings(steps=9, epochs=3), 7) == 9 and total_steps(Settings(), None) == 60
+    assert total_steps(Settings(epochs=2.5), 7) == 18 and total_steps(Settings(steps=9, epochs=3), 7) == 9
+    assert total_steps(Settings(), None) == 60
     with pytest.raises(ValueError, match="steps_per_epoch"): total_steps(Settings(epochs=1), None)
     for bad in ({"lr": 0}, {"steps": 0}, {"precision": "fp8"}, {"accumulate": 0}, {"clip": -1}):
         with pytest.raises(ValueError): Settings(**bad)
@@ -236,7 +244,8 @@ def test_no_decay_on_norms_biases_temperature_and_what_timm_spares():
 def test_lr_scales_and_frozen_parts(tmp_path):
     model = toy(); model.net[0].requires_grad_(False); before = model.net[0].weight.clone()
     groups = parameter_groups(model, Settings(lr_scales={"net": .1, "net.4": .5}))
-    assert {n: g["lr_scale"] for g in groups for n in g["names"]} == {"net.1.weight": .1, "net.1.bias": .1, "net.4.weight": .5, "net.4.bias": .5, "log_scale": 1.}
+    scales = {n: g["lr_scale"] for g in groups for n in g["names"]}
+    assert scales == {"net.1.weight": .1, "net.1.bias": .1, "net.4.weight": .5, "net.4.bias": .5, "log_scale": 1.}
     train(tmp_path, model=model, steps=4); assert torch.equal(model.net[0].weight, before)
     with pytest.raises(ValueError, match="no parameter to train"): train(tmp_path / "b", model=toy().requires_grad_(False))
 
@@ -246,7 +255,8 @@ def test_clipping_bounds_the_gradient(tmp_path):
     class Steep(nn.Module):
         def __init__(self): super().__init__(); self.w = nn.Parameter(torch.zeros(2))
         def forward(self, batch): return {"loss": 1e4 * self.w.sum()}
-    norms, hook = [], register_optimizer_step_pre_hook(lambda o, *_: norms.append(o.param_groups[0]["params"][0].grad.norm().item()))
+    norms = []
+    hook = register_optimizer_step_pre_hook(lambda o, *_: norms.append(o.param_groups[0]["params"][0].grad.norm().item()))
     try:
         _, curves = train(tmp_path, model=Steep(), steps=2, clip=.5, log_every=1)
         train(tmp_path / "free", model=Steep(), steps=2, clip=0)
@@ -257,7 +267,8 @@ def test_clipping_bounds_the_gradient(tmp_path):
 def test_tied_weights_and_extras_are_saved_once_and_restored(tmp_path):
     class Tied(nn.Module):
         def __init__(self):
-            super().__init__(); self.a = nn.Linear(2, 2, bias=False); self.b = nn.Linear(2, 2, bias=False); self.b.weight = self.a.weight
+            super().__init__(); self.a = nn.Linear(2, 2, bias=False); self.b = nn.Linear(2, 2, bias=False)
+            self.b.weight = self.a.weight
         def forward(self, batch): return {"loss": F.cross_entropy(self.b(self.a(batch["x"])), batch["y"])}
     def go(folder, source):
         seed_everything(0); model, mean = Tied(), nn.Linear(2, 2, bias=False)
@@ -312,10 +323,12 @@ def test_two_processes_share_gradients(tmp_path):
         def dying(step):
             if step == 9 and sys.argv[2] == "die": raise RuntimeError("crash")
             return share(step)
-        model, _ = train(sys.argv[1], model=(seed_everything(rank), Mean())[1] if n > 1 else (seed_everything(0), Mean())[1], source=dying, steps=12, save_every=4)
+        seed_everything(rank)                  # each process begins with other weights; the wrapper hands out the first one's
+        model, _ = train(sys.argv[1], model=Mean(), source=dying, steps=12, save_every=4)
         if rank == 0: save_file(model.state_dict(), f"{sys.argv[1]}/end.safetensors")
     """))
-    env = {**os.environ, "TESTS": str(Path(__file__).parent), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
+    env = {**os.environ, "TESTS": str(Path(__file__).parent), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
+           "ACCELERATE_USE_CPU": "true"}
     two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
     call = lambda words: subprocess.run(words, env=env, timeout=280, capture_output=True, text=True)
     done = call([sys.executable, str(script), str(tmp_path / "one"), "go"]); assert done.returncode == 0, done.stderr[-2000:]
@@ -333,7 +346,10 @@ def test_on_a_gpu_bf16_and_resume(tmp_path):
     model = toy()
     curves = fit(model, batches, Settings(steps=24, lr=1e-2, save_every=6), tmp_path / "a", device="cuda", verbose=False)
     assert next(model.parameters()).is_cuda and np.isfinite(curves.loss).all()
-    with pytest.raises(RuntimeError): fit(toy(), raising_at(13, RuntimeError()), Settings(steps=24, lr=1e-2, save_every=6), tmp_path / "b", device="cuda", verbose=False)
+    with pytest.raises(RuntimeError):
+        fit(toy(), raising_at(13, RuntimeError()), Settings(steps=24, lr=1e-2, save_every=6), tmp_path / "b", device="cuda")
     again = toy(7); fit(again, batches, Settings(steps=24, lr=1e-2, save_every=6), tmp_path / "b", device="cuda", verbose=False)
-    for a, b in zip(model.state_dict().values(), again.state_dict().values()): assert torch.allclose(a.float(), b.float(), atol=1e-4)
-    cpu = toy(); fit(cpu, batches, Settings(steps=2), tmp_path / "c", device="cpu", verbose=False); assert not next(cpu.parameters()).is_cuda
+    for a, b in zip(model.state_dict().values(), again.state_dict().values()):
+        assert torch.allclose(a.float(), b.float(), atol=1e-4)
+    cpu = toy(); fit(cpu, batches, Settings(steps=2), tmp_path / "c", device="cpu", verbose=False)
+    assert not next(cpu.parameters()).is_cuda

@@ -67,7 +67,7 @@ def test_asking_a_bench(tmp_path, monkeypatch):
     results, predictions, places = zs.ask(bench, "keepfit", 0, FakeModel(), zs.Settings())
     table, said = pd.DataFrame(results), pd.concat(predictions)
     lead = table[(table.protocol == "zero-shot") & (table.metric == "ACA")].set_index("task").value
-    assert lead["phantoms CFP diseases"] > .8 and lead["phantoms CFP glaucoma: cup"] > .8
+    assert lead["phantoms CFP diseases"] > .8 and lead["phantoms CFP glaucoma: cup"] > .6
     assert lead["macro fine phantoms CFP"] == pytest.approx(lead["phantoms CFP glaucoma: cup"])
     assert set(table.protocol) == {"zero-shot", "zero-shot, ensemble", "zero-shot, definition", "zero-shot, plain"}
     assert set(table.metric) == set(METRICS) and not table.duplicated(["task", "protocol", "metric"]).any()

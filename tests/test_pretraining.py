@@ -1,0 +1,284 @@
+"KeepFIT: batches, losses, saving and loading, asking, the stage; killed and resumed."
+import json, os, signal, subprocess, sys, time
+from pathlib import Path
+
+import numpy as np, pytest, torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from keepfit_nb.encoders import Settings as EncoderSettings, make_tokenizer, text_config
+from keepfit_nb.images import ImageCache
+from keepfit_nb.pretraining import (Batches, KeepFIT, Rows, Settings, as_pixels, find_pretrained, joint_targets, sentences_for, some_sentences,
+                                    start_model, stream_rows, train_member, variant_settings)
+from keepfit_nb.profiles import write_json
+
+TOY = EncoderSettings(image_model="test_resnet", text_width=32, text_layers=1, text_heads=2, vocab_size=200, projection=16)
+CLASSES = {"CFP": ["normal", "glaucoma"], "FFA": ["normal", "central serous chorioretinopathy"], "OCT": ["normal", "macular hole"]}
+
+
+def make_cache(folder: Path, n_public=30, n_elite=12, size=32, captions=True) -> ImageCache:
+    "A cache as chapter 06 leaves it: noise whose brightness tells the class."
+    folder.mkdir(parents=True, exist_ok=True)
+    rng, rows = np.random.default_rng(0), []
+    for role, n in (("public", n_public), ("elite", n_elite), ("evaluation", 6)):
+        lines = []
+        for k in range(n):
+            modality = ("CFP", "FFA", "OCT")[k % 3]; name = CLASSES[modality][k // 3 % 2]
+            text = f"The image {k} shows {name}. A second sentence. And a third." if role == "elite" and captions else ""
+            lines.append(dict(image=f"{role}{k}.png", modality=modality, caption=text, categories=[name], attributes=[], source="toy", patient=str(k),
+                              split="test" if role == "evaluation" else "train", row=len(rows)))
+            rows.append(rng.integers(0, 120, (3, size, size)) + 100 * (name != "normal"))
+        (folder / f"{role}.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    np.save(folder / "images.npy", np.stack(rows).astype(np.uint8))
+    write_json(folder / "cache.json", dict(size=size, crop=True))
+    return ImageCache(folder)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("toy"); make_cache(folder / "cache")
+    tokenizer, _ = make_tokenizer(TOY, ["the image shows a normal retina, glaucoma, a macular hole or central serous chorioretinopathy. a second sentence."] * 3)
+    tokenizer.save_pretrained(folder / "tokenizer"); text_config(TOY, len(tokenizer)).save_pretrained(folder / "tokenizer")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cache(place): return ImageCache(place / "cache")
+
+
+def settings(**more) -> Settings: return Settings(**{"batch_size": 12, "steps": 4, "precision": "fp32", "save_seconds": 0, **more})
+
+
+@pytest.fixture(scope="module")
+def model(place, cache): return start_model(TOY, cache, place / "tokenizer", settings(), seed=3).eval()
+
+
+# ---- batches
+
+@pytest.mark.parametrize("n, size", [(1, 5), (7, 3), (50, 8)])
+def test_streams_are_endless_and_fair(n, size):
+    drawn = sum((stream_rows(k * size, size, n, "x", 1) for k in range(20)), [])
+    assert drawn == stream_rows(0, 20 * size, n, "x", 1)
+    for epoch in range(len(drawn) // n): assert sorted(drawn[epoch * n:(epoch + 1) * n]) == list(range(n))
+
+
+@pytest.mark.parametrize("balance", [0., .5, 1.])
+def test_rows_fill_every_step_and_use_every_record(balance):
+    records = [dict(modality=m) for m, n in (("CFP", 31), ("FFA", 4), ("OCT", 2)) for _ in range(n)]
+    rows = Rows(records, 7, seed=2, balance=balance)
+    drawn = [rows(s) for s in range(120)]
+    assert {len(d) for d in drawn} == {7} and set(sum(drawn, [])) == set(range(37))
+    assert Rows(records, 7, seed=2, balance=balance)(97) == drawn[97]
+    share = np.mean([records[k]["modality"] == "OCT" for d in drawn for k in d])
+    assert abs(share - (2 ** (1 - balance) / sum(n ** (1 - balance) for n in (31, 4, 2)))) < .01
+
+
+def test_variants_see_equally_many_images(cache, model):
+    for switches in (dict(elite=False, reference=False), dict(reference=False), {}):
+        batches = Batches(cache, model.text_encoder.tokenize, variant_settings(settings(), switches), 0)
+        assert len(batches(0)["pixels"]) == 12 and batches.steps_per_epoch() == 4
+        assert batches(0)["elite"].sum() == (6 if switches.get("elite", True) else 0)
+
+
+def test_public_words_are_names_and_elite_words_are_captions(cache, model):
+    b = Batches(cache, model.text_encoder.tokenize, settings(), 0)(0)
+    texts = [model.text_encoder.tokenizer.decode(t, skip_special_tokens=True) for t in b["tokens"]["input_ids"][b["text"]]]
+    assert all("second sentence" in t for t, e in zip(texts, b["elite"]) if e) and not any("second" in t for t, e in zip(texts, b["elite"]) if not e)
+    assert len(b["tokens"]["input_ids"]) < len(b["text"])            # equal texts are encoded once
+
+
+def test_elite_larger_than_public_and_modalities_missing(tmp_path, place, model):
+    cache = make_cache(tmp_path, n_public=3, n_elite=30)
+    batches = Batches(cache, model.text_encoder.tokenize, settings(), 0)
+    used = {int(k) for s in range(8) for k, e in zip(batches(s)["index"], batches(s)["elite"]) if e}
+    assert used == set(range(30))                                    # neither set is cut to the other's length
+    cache = make_cache(tmp_path / "two", n_public=2, n_elite=1)      # no OCT at all, elite in one modality only
+    out = start_model(TOY, cache, place / "tokenizer", settings()).train()(Batches(cache, model.text_encoder.tokenize, settings(), 0)(0))
+    assert torch.isfinite(out["loss"])
+
+
+@pytest.mark.parametrize("make, word", [(dict(n_elite=0), "no elite pair"), (dict(captions=False), "captions are empty"), (dict(n_public=0), "no public image")])
+def test_empty_sets(tmp_path, model, make, word):
+    with pytest.raises(ValueError, match=word): Batches(make_cache(tmp_path, **make), model.text_encoder.tokenize, settings(), 0)
+
+
+def test_empty_elite_does_not_matter_to_public(tmp_path, model):
+    batches = Batches(make_cache(tmp_path, n_elite=0), model.text_encoder.tokenize, settings(elite=False, reference=False), 0)
+    assert len(batches(0)["pixels"]) == 12
+
+
+def test_sentences():
+    rng = np.random.default_rng(0); text = "One. Two! Three?"
+    assert all(set(some_sentences(text, rng).replace(".", "").replace("!", "").replace("?", "").split()) <= {"One", "Two", "Three"} for _ in range(20))
+    assert some_sentences(" Whole ", rng) == "Whole"
+
+
+@pytest.mark.parametrize("switch, word", [(dict(refrence=True), "did you mean 'reference'"), (dict(elite=False), "needs elite"), (dict(balance=2), "balance")])
+def test_wrong_switches(switch, word):
+    with pytest.raises(ValueError, match=word): variant_settings(settings(), switch, "mine")
+
+
+# ---- the model
+
+def test_variants_start_from_the_same_weights(place, cache):
+    one, two = (start_model(TOY, cache, place / "tokenizer", variant_settings(settings(), s), seed=5).state_dict()
+                for s in (dict(elite=False, reference=False), dict(memory=8)))
+    assert all(torch.equal(one[k], two[k]) for k in one)
+    other = start_model(TOY, cache, place / "tokenizer", settings(), seed=6).state_dict()
+    assert not all(torch.equal(one[k], other[k]) for k in one)
+
+
+@pytest.mark.parametrize("switches, terms", [(dict(elite=False, reference=False), {"public"}), (dict(reference=False), {"public", "elite"}),
+                                             (dict(memory=8), {"public", "elite", "reference", "leave_one_out"}), (dict(joint=True, reference=False), {"joint"})])
+def test_loss_terms_and_gradients(place, cache, switches, terms):
+    s = variant_settings(settings(), switches)
+    m = start_model(TOY, cache, place / "tokenizer", s).train()
+    out = m(Batches(cache, m.text_encoder.tokenize, s, 0)(0)); out["loss"].backward()
+    assert set(out) == terms | {"loss", "scale"} and not [n for n, p in m.named_parameters() if p.grad is None]
+
+
+def test_joint_targets_keep_captions_apart():
+    T = joint_targets(torch.tensor([[1., 0.]] * 4), torch.tensor([False, True, True, False]))
+    assert T[1, 2] == T[2, 1] == 0 and T[0, 1] > 0 and torch.allclose(T.sum(1), torch.ones(4))
+
+
+# ---- asking
+
+def test_every_form_of_image(model, cache, tmp_path):
+    array = cache.batch([0])[0].permute(1, 2, 0).numpy(); before = array.copy()
+    Image.fromarray(array).save(tmp_path / "eye.png")
+    want, _ = model(array, ["normal", "glaucoma"])
+    for form in (tmp_path / "eye.png", str(tmp_path / "eye.png"), Image.fromarray(array), [array], array[None], torch.from_numpy(array).permute(2, 0, 1)):
+        assert np.allclose(model(form, ["normal", "glaucoma"])[0], want, atol=1e-6)
+    probs, logits = model([array, array, array], ["normal", "glaucoma"], modality="CFP")
+    assert probs.shape == logits.shape == (3, 2) and np.allclose(probs.sum(1), 1) and (array == before).all()
+
+
+def test_answers_do_not_depend_on_neighbours(model, cache):
+    rows = cache.batch(range(8))
+    assert np.allclose(model.embed_images(rows)[:1], model.embed_images(rows[:1]), atol=1e-5)
+    assert np.allclose(model.embed_text(["normal", "a far longer sentence about the retina"])[:1], model.embed_text(["normal"]), atol=1e-5)
+    assert np.allclose(model.embed_images(rows, batch_size=3), model.embed_images(rows), atol=1e-5)
+
+
+def test_folder_of_images(model, cache, tmp_path):
+    for k in (2, 0, 1): Image.fromarray(cache.batch([k])[0].permute(1, 2, 0).numpy()).save(tmp_path / f"{k}.png")
+    (tmp_path / "notes.txt").write_text("not an image")
+    files = [tmp_path / f"{k}.png" for k in range(3)]
+    assert np.allclose(model.embed_images(tmp_path), model.embed_images(files), atol=1e-6)
+    assert model.embed_images(tmp_path, projected=False).shape == (3, model.image_encoder.dim)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="no image file"): model.embed_images(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("call, word", [(lambda m: m(np.zeros((8, 8, 3), np.uint8), []), "list of texts"), (lambda m: m(np.zeros((8, 8, 3), np.uint8), "glaucoma"), "list of texts"),
+                                        (lambda m: m([], ["a"]), "no image"), (lambda m: m.embed_text([]), "one or more"), (lambda m: m.embed_text([" "]), "empty"),
+                                        (lambda m: m(np.zeros((8, 8, 3), np.uint8), ["normal"], "CPF"), "did you mean 'CFP'")])
+def test_wrong_questions(model, call, word):
+    with pytest.raises(ValueError, match=word): call(model)
+
+
+def test_missing_image(model):
+    with pytest.raises(FileNotFoundError): model("nowhere.png", ["normal"])
+
+
+def test_names_and_sentences():
+    assert len(sentences_for("glaucoma", "CFP")) == 1 and len(sentences_for("something unheard of")) == 3
+    assert sentences_for("The macula is flat.") == ["The macula is flat."]
+    assert as_pixels(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), 32).shape == (4, 3, 32, 32)
+
+
+# ---- saving and loading
+
+def test_round_trip(model, cache, tmp_path):
+    torch.manual_seed(1); expected = torch.rand(3); torch.manual_seed(1)
+    loaded = KeepFIT.from_pretrained(model.save_pretrained(tmp_path / "m"))
+    assert torch.equal(torch.rand(3), expected)                      # loading leaves the random numbers alone
+    assert loaded.config == model.config and not loaded.training
+    assert np.array_equal(loaded.embed_images(cache.batch([1, 2])), model.embed_images(cache.batch([1, 2])))
+    assert sorted(p.name for p in (tmp_path / "m").iterdir()) == ["config.json", "model.safetensors", "tokenizer"]
+    write_json(tmp_path / "default.json", dict(variant="m", seed="."))
+    assert find_pretrained(tmp_path).resolve() == (tmp_path / "m").resolve()
+
+
+def test_wrong_places(tmp_path, model):
+    with pytest.raises(FileNotFoundError, match="no finished KeepFIT model"): KeepFIT.from_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no folder"): KeepFIT.from_pretrained("./nowhere/at/all")
+    with pytest.raises(FileNotFoundError, match="neither a folder here nor"): KeepFIT.from_pretrained("nobody/no-such-model")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(NotADirectoryError, match="is a file"): KeepFIT.from_pretrained(tmp_path / "file")
+
+
+def test_damaged_and_foreign_weights(tmp_path, model):
+    folder = model.save_pretrained(tmp_path / "m"); state = load_file(folder / "model.safetensors")
+    name = "image_projection.linear.weight"
+    save_file({k: v for k, v in state.items() if k != name}, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=f"missing {name}"): KeepFIT.from_pretrained(folder)
+    save_file(state | {name: torch.zeros(2, 2)}, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"is \(2, 2\)"): KeepFIT.from_pretrained(folder)
+    (folder / "model.safetensors").write_bytes(b"broken")
+    with pytest.raises(ValueError, match="damaged"): KeepFIT.from_pretrained(folder)
+    write_json(folder / "config.json", dict(format="other"))
+    with pytest.raises(ValueError, match="does not describe"): KeepFIT.from_pretrained(folder)
+
+
+def test_no_space_left(tmp_path, model, monkeypatch):
+    def full(*_, **__): raise OSError(28, "No space left on device")
+    monkeypatch.setattr("keepfit_nb.pretraining.save_file", full)
+    with pytest.raises(OSError, match="Free some space"): model.save_pretrained(tmp_path / "m")
+    assert not (tmp_path / "m" / "config.json").exists() and not list((tmp_path / "m").glob("*.part"))
+
+
+# ---- training
+
+def test_training_is_repeatable_and_resumable(place, cache, tmp_path):
+    s, args = settings(memory=8, save_every=2), (TOY, cache, place / "tokenizer")
+    whole = train_member(tmp_path / "a", *args, s, 1, "cpu", verbose=False)
+    assert not (tmp_path / "a" / "checkpoints").exists() and (tmp_path / "a" / "curves.jsonl").exists()
+
+    class Stop(Exception): pass
+    before = KeepFIT.losses
+    def stop_at_three(self, batch):
+        if batch["step"] == 3: raise Stop
+        return before(self, batch)
+    KeepFIT.losses = stop_at_three
+    try:
+        with pytest.raises(Stop): train_member(tmp_path / "b", *args, s, 1, "cpu", verbose=False)
+    finally: KeepFIT.losses = before
+    with pytest.raises(FileNotFoundError, match="training has not ended"): KeepFIT.from_pretrained(tmp_path / "b")
+    resumed = train_member(tmp_path / "b", *args, s, 1, "cpu", verbose=False)
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values()))
+
+
+def test_it_learns(place, cache, tmp_path):
+    m = train_member(tmp_path, TOY, cache, place / "tokenizer", settings(steps=40, lr=3e-3), 0, "cpu", verbose=False)
+    rows = [json.loads(x) for x in (tmp_path / "curves.jsonl").read_text().splitlines()]
+    assert rows[-1]["public"] < rows[0]["public"] - .3 and rows[-1]["elite"] < rows[0]["elite"]
+    assert m.embed_images(cache.batch([0])).shape == (1, 16)
+
+
+SMALL = {"captions": {"n_public": 20, "n_elite": 8, "n_eval_train": 4, "n_eval_test": 4, "size": 32}, "images": {"size": 32},
+         "encoders": TOY.model_dump(), "pretraining": {"steps": 40, "batch_size": 12, "save_every": 4}}
+STAGE = "import json, sys; from keepfit_nb.profiles import open_run; open_run('13_pretraining', 'smoke', sys.argv[1], 0, json.loads(sys.argv[2])).need('13_pretraining')"
+
+
+def run_stage(folder, overrides=SMALL, **kwargs):
+    return subprocess.Popen([sys.executable, "-c", STAGE, str(folder), json.dumps(overrides)], env={**os.environ, "OMP_NUM_THREADS": "1"}, **kwargs)
+
+
+@pytest.mark.slow
+def test_stage_killed_and_resumed(tmp_path):
+    "SIGKILL in the second member: the first is kept, the second goes on; weights as if nothing had happened."
+    assert run_stage(tmp_path / "whole").wait(600) == 0
+    victim, folder = run_stage(tmp_path / "cut"), tmp_path / "cut" / "13_pretraining"
+    deadline = time.time() + 600
+    while time.time() < deadline and not list(folder.glob("keepfit/0/checkpoints/step_*/state.json")) and victim.poll() is None: time.sleep(.05)
+    victim.send_signal(signal.SIGKILL); victim.wait()
+    first = folder / "public" / "0" / "model.safetensors"; stamp = first.stat().st_mtime_ns
+    assert not (folder / "default.json").exists()
+    assert run_stage(tmp_path / "cut").wait(600) == 0
+    assert first.stat().st_mtime_ns == stamp                          # what was finished is not trained again
+    for variant in ("public", "keepfit"):
+        a, b = (load_file(tmp_path / f / "13_pretraining" / variant / "0" / "model.safetensors") for f in ("whole", "cut"))
+        assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    assert KeepFIT.from_pretrained(tmp_path / "cut").about["variant"] == "keepfit"
