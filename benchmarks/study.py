@@ -10,6 +10,7 @@ import pandas as pd
 
 from keepfit_nb.profiles import project_root, read_json, real_folder, source_fingerprint, write_json
 
+NEEDED = ("03d", "05", "06", "07", "13", "14", "15", "16", "17", "21")      # the stages; the chapters between them add no result
 RESULTS = Path(__file__).parent / "results" / "study.json"
 
 
@@ -37,7 +38,7 @@ def phantoms():
     "Demonstration 1: three variants, three seeds; zero-shot ACA by modality, coarse and fine, and the gains paired by seed."
     from keepfit_nb.report import overview_rows, read_results
     folder = "runs/study_phantoms"
-    manifest = chain("demo", folder, "--set", "seeds=[0, 1, 2]")
+    manifest = chain("demo", folder, "--set", "seeds=[0, 1, 2]", "--only", *NEEDED)
     rows = read_results(project_root() / folder)
     values = run_facts(manifest)
     for r in overview_rows(rows).itertuples():
@@ -64,7 +65,7 @@ def real():
     from keepfit_nb.report import read_results
     if not (real_folder() / "records.csv").exists(): return print("real: no images at KEEPFIT_REAL; part left out")
     folder = "runs/study_real"
-    manifest = chain("real", folder)
+    manifest = chain("real", folder, "--only", *NEEDED)
     rows = read_results(project_root() / folder)
     rows = rows[(rows.set != "phantoms") & (rows.metric == "ACA")]
     values = run_facts(manifest)

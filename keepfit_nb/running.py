@@ -93,7 +93,7 @@ def unchanged(run: Run, name: str, entry: dict) -> bool:
     left = read_json(run.folder(name) / "manifest.json")
     return left is None or (left.get("status") == "ok" and left.get("fingerprint") == run.fingerprint(name))
 
-# %% ../nbs/22_running.ipynb #87287fb7
+# %% ../nbs/22_running.ipynb #c0f057fe
 def execute(run: Run, name: str, profile: str, overrides: dict) -> dict:
     "Execute one chapter into run.dir/name/out.ipynb; returns its manifest entry (status ok or failed; never raises for a cell's error)."
     import papermill
@@ -104,7 +104,7 @@ def execute(run: Run, name: str, profile: str, overrides: dict) -> dict:
     start, entry = time.perf_counter(), dict(status="ok", started=_now())
     try:
         papermill.execute_notebook(str(chapters()[name]), str(folder / "out.ipynb"), parameters=values, kernel_name="python3",
-            cwd=str(project_root()), progress_bar=False, start_timeout=run.section("running", Settings).start_timeout)
+            cwd=str(project_root()), progress_bar=False, extra_arguments=["--log-level=ERROR"], start_timeout=run.section("running", Settings).start_timeout)
     except papermill.PapermillExecutionError as err:
         entry |= dict(status="failed", error=f"cell {err.exec_count}: {err.ename}: {err.evalue}"[:2000])
     except (DeadKernelError, RuntimeError) as err:
@@ -368,8 +368,8 @@ def main(argv: list[str] | None = None) -> None:
         print(f"error: {err}", file=sys.stderr); raise SystemExit(2) from None
     except KeyboardInterrupt: print("interrupted", file=sys.stderr); raise SystemExit(130) from None
 
-# %% ../nbs/22_running.ipynb #e2b7b228
-if __name__ == "__main__" and not hasattr(sys, "ps1") and "ipykernel" not in sys.modules: main()
+# %% ../nbs/22_running.ipynb #8e4535ca
+if __name__ == "__main__" and getattr(__spec__, "name", "") == "keepfit_nb.running": main()      # python -m keepfit_nb.running
 
 # %% ../nbs/22_running.ipynb #c140e783
 def tiny_chain(folder: Path, seed: int = 0) -> tuple[int, dict]:
