@@ -384,7 +384,7 @@ def text_weights(settings: Settings) -> nn.Module | None:
     except OSError as err:
         return out_of_reach(f"weights of text model {name!r}", mode, err, "Set encoders.text_pretrained to a local folder.")
 
-# %% ../nbs/07_encoders.ipynb #f09835fe
+# %% ../nbs/07_encoders.ipynb #ea2d3970
 def build_text_encoder(
     settings: Settings,           # section `encoders`
     tokenizer_folder: Path,       # tokenizer/ as stage 07_encoders left it
@@ -394,7 +394,7 @@ def build_text_encoder(
     if not (folder / "tokenizer.json").exists():
         raise FileNotFoundError(f"no tokenizer in {folder}; build stage 07_encoders first")
     tokenizer, model = PreTrainedTokenizerFast.from_pretrained(folder), text_weights(settings)
-    if model is None: model = AutoModel.from_config(AutoConfig.from_pretrained(folder))
+    if model is None: model = AutoModel.from_config(AutoConfig.from_pretrained(folder)).float()
     if getattr(model.config, "is_encoder_decoder", False): model = model.get_encoder()
     rows, longest = model.config.vocab_size, getattr(model.config, "max_position_embeddings", settings.max_tokens)
     if len(tokenizer) > rows: raise ValueError(f"the tokenizer in {folder} has {len(tokenizer)} tokens, the model only {rows}")
