@@ -104,7 +104,7 @@ def _leave_one_out(self, image, text, modality, index, keys):
 
 SemanticReference._keys, SemanticReference._leave_one_out = _keys, _leave_one_out
 
-# %% ../nbs/12_injection.ipynb #cb061318
+# %% ../nbs/12_injection.ipynb #44ea9dc8
 def _pull(self, side, shares, k_text, allowed, scale):
     "Pull `side` (B, P) toward the reference; rows that may see no key do not count."
     some = allowed.any(1)
@@ -114,6 +114,9 @@ def _pull(self, side, shares, k_text, allowed, scale):
     logits = (scale * side @ k_text.T).masked_fill(~allowed, torch.finfo(side.dtype).min)
     return -(shares.detach() * logits.log_softmax(1)).sum(1).mean()
 
+SemanticReference._pull = _pull
+
+# %% ../nbs/12_injection.ipynb #92ccb5f1
 def forward(self,
     public_image: Tensor,      # (B, P) unit vectors
     public_text: Tensor,       # (B, P) unit vectors
@@ -140,4 +143,4 @@ def forward(self,
     if self.training and self.memory is not None: self.memory.push(e_image, e_text, elite_modality, elite_index)
     return dict(reference=pull, leave_one_out=learn)
 
-SemanticReference._pull, SemanticReference.forward = _pull, forward
+SemanticReference.forward = forward

@@ -8,7 +8,7 @@ __all__ = ['IMAGE_FILES', 'Settings', 'variant_settings', 'stream_rows', 'Rows',
            'classify', 'save_pretrained', 'push_to_hub', 'find_pretrained', 'from_pretrained', 'start_model',
            'train_member', 'build']
 
-# %% ../nbs/13_pretraining.ipynb #bda54ff5
+# %% ../nbs/13_pretraining.ipynb #5704bef1
 import functools, json, os, re, shutil, tempfile, zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -23,12 +23,13 @@ from .contrastive import Temperature, clip_loss, multi_hot, share_targets
 from .encoders import Projection, Settings as EncoderSettings, build_image_encoder, build_text_encoder
 from .encoders import hub_or_cache
 from .images import Augment, ImageCache, preprocess
+from fastcore.basics import patch
 from .injection import SemanticReference
 from .knowledge import canonical, load_knowledge, prompts, training_prompt
 from .profiles import DISCLAIMER, MODALITIES, check_section, expand, nearest, read_json, seed_everything, stage, write_json
 from .training import Settings as TrainingSettings, fit, total_steps
 
-# %% ../nbs/13_pretraining.ipynb #4eb2873d
+# %% ../nbs/13_pretraining.ipynb #a069113c
 class Settings(TrainingSettings, extra="forbid"):
     "Section `pretraining` of a profile: the training loop's settings, and what is trained."
     epochs: float | None = Field(2., gt=0)            # passes over public and elite images together; `steps` wins
@@ -61,6 +62,7 @@ class Settings(TrainingSettings, extra="forbid"):
         n = min(max(round(self.batch_size * self.elite_share), 1), self.batch_size - 1) if self.elite else 0
         return self.batch_size - n, n
 
+# %% ../nbs/13_pretraining.ipynb #9515be3c
 def variant_settings(settings: Settings, switches: dict, name: str = "") -> Settings:
     "The settings of one variant. ValueError for an unknown switch, with the nearest."
     return check_section(settings.model_dump() | dict(switches), Settings, f"variant {name!r}")
@@ -127,7 +129,7 @@ def words_of(record: dict, role: str, settings: Settings, rng) -> str:
     if role == "public": return training_prompt(record["categories"], record["modality"], rng, definitions=settings.definitions)
     return some_sentences(record["caption"], rng) if rng.random() < settings.sentences else record["caption"].strip()
 
-# %% ../nbs/13_pretraining.ipynb #953cf5e2
+# %% ../nbs/13_pretraining.ipynb #c1415db6
 class Batches:
     "Batches of a training: `batches(step)` is a pure function of (seed, step)."
     def __init__(self, cache: ImageCache, tokenize, settings: Settings, seed: int = 0):
@@ -161,13 +163,15 @@ class Batches:
         "Steps in which about as many images pass as there are public and elite records; the same for all variants."
         return max(-(-sum(map(len, self.records.values())) // self.settings.batch_size), 1)
 
-    def tokens(self, texts: list[str]) -> dict[str, Tensor]:
-        "Padded tokens of these texts, (U, T); each text is tokenised once in a training."
-        for t in texts:
-            if t not in self.known: self.known[t] = self.tokenize([t])["input_ids"][0]
-        ids = [self.known[t] for t in texts]
-        pad = lambda fill, make: nn.utils.rnn.pad_sequence([make(i) for i in ids], batch_first=True, padding_value=fill)
-        return dict(input_ids=pad(0, lambda i: i), attention_mask=pad(0, torch.ones_like))
+# %% ../nbs/13_pretraining.ipynb #74ff4f4d
+@patch
+def tokens(self: Batches, texts: list[str]) -> dict[str, Tensor]:
+    "Padded tokens of these texts, (U, T); each text is tokenised once in a training."
+    for t in texts:
+        if t not in self.known: self.known[t] = self.tokenize([t])["input_ids"][0]
+    ids = [self.known[t] for t in texts]
+    pad = lambda fill, make: nn.utils.rnn.pad_sequence([make(i) for i in ids], batch_first=True, padding_value=fill)
+    return dict(input_ids=pad(0, lambda i: i), attention_mask=pad(0, torch.ones_like))
 
 # %% ../nbs/13_pretraining.ipynb #59e8a47d
 def _call(self, step: int) -> dict:
@@ -192,7 +196,7 @@ def _call(self, step: int) -> dict:
 
 Batches.__call__ = _call
 
-# %% ../nbs/13_pretraining.ipynb #2b17832b
+# %% ../nbs/13_pretraining.ipynb #f6453076
 class KeepFIT(nn.Module):
     "Image and text encoder with a shared space. In training `model(batch)` gives losses; otherwise `model(image, texts)` gives probabilities."
     def __init__(self,
@@ -223,14 +227,18 @@ class KeepFIT(nn.Module):
         "1 / temperature, without gradient."
         return self.temperature().detach()
 
-    def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        "Preprocessed images, (B, 3, S, S) bytes or floats 0–1 → projected unit vectors (B, P), unprojected features (B, D)."
-        x = self.image_encoder.normalise(pixels.to(self.device)).contiguous(memory_format=torch.channels_last)
-        pooled, _ = self.image_encoder(x)
-        return self.image_projection(pooled), pooled
-    def encode_text(self, texts: list[str] | dict[str, Tensor]) -> Tensor:
-        "Texts or their tokens → unit vectors (B, P)."
-        return self.text_projection(self.text_encoder(texts))
+# %% ../nbs/13_pretraining.ipynb #7bd9c887
+@patch
+def encode(self: KeepFIT, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    "Preprocessed images, (B, 3, S, S) bytes or floats 0–1 → projected unit vectors (B, P), unprojected features (B, D)."
+    x = self.image_encoder.normalise(pixels.to(self.device)).contiguous(memory_format=torch.channels_last)
+    pooled, _ = self.image_encoder(x)
+    return self.image_projection(pooled), pooled
+
+@patch
+def encode_text(self: KeepFIT, texts: list[str] | dict[str, Tensor]) -> Tensor:
+    "Texts or their tokens → unit vectors (B, P)."
+    return self.text_projection(self.text_encoder(texts))
 
 # %% ../nbs/13_pretraining.ipynb #60765af0
 def joint_targets(

@@ -184,7 +184,7 @@ def point_latest(folder: Path) -> None:
         if link.is_symlink() or not link.exists():
             link.unlink(missing_ok=True); link.symlink_to(folder.name, target_is_directory=True)
 
-# %% ../nbs/22_running.ipynb #ff409adb
+# %% ../nbs/22_running.ipynb #1372919e
 def begin(
     profile: str = "demo", run_dir: str = "", seed: int = 0, overrides: dict | None = None,
     first: str = "", last: str = "", only: list[str] | tuple = (), resume: bool = False,
@@ -198,7 +198,7 @@ def begin(
     run = open_run("22_running", profile, run_dir or f"runs/{stamp}_{prof.name}_{commit()['commit'][:7]}", seed, overrides)
     preflight(run.profile, run.dir, names)
     with contextlib.suppress(ValueError):                       # only the main thread may set handlers
-        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     code = run_chain(run, names, profile, overrides, resume)
     point_latest(run.dir)
     return code if code == 130 else max(code, finish_report(run))

@@ -102,9 +102,9 @@ def test_report_of_an_empty_folder(cli, tmp_path):
 
 # --- processes that are killed -------------------------------------------------------------------------------------------
 
-def start(folder, *words):
+def start(folder, *words, **kwargs):
     return subprocess.Popen([sys.executable, "-m", "keepfit_nb.running", "run", "--profile", "smoke", "--run-dir", str(folder), "--only", "00", "02", *words],
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs)
 
 
 def kernel_of(process, seconds=60):
@@ -139,6 +139,13 @@ def test_interrupted_runner_resumes(sign, code, tmp_path, cli):
     assert read_json(tmp_path / "run" / "manifest.json")["status"] == ("running" if sign == signal.SIGKILL else "interrupted")
     done = cli("run", "--profile", "smoke", "--run-dir", tmp_path / "run", "--only", "00", "02", "--resume")
     assert done.returncode == 0, done.stderr
+
+
+def test_terminated_in_the_background(tmp_path):
+    "A shell starts background jobs with SIGINT ignored, as nohup and schedulers do: SIGTERM must end them all the same."
+    process = start(tmp_path / "run", preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
+    kernel_of(process); time.sleep(1.5); process.terminate(); process.communicate(timeout=60)
+    assert process.returncode == 130 and read_json(tmp_path / "run" / "manifest.json")["status"] == "interrupted"
 
 
 @pytest.mark.slow
