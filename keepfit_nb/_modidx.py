@@ -68,6 +68,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'keepfit_nb.encoders.Projection.forward': ( 'encoders.html#projection.forward',
                                                                                  'keepfit_nb/encoders.py'),
                                      'keepfit_nb.encoders.Settings': ('encoders.html#settings', 'keepfit_nb/encoders.py'),
+                                     'keepfit_nb.encoders.Settings._exists': ('encoders.html#settings._exists', 'keepfit_nb/encoders.py'),
                                      'keepfit_nb.encoders.Settings._word': ('encoders.html#settings._word', 'keepfit_nb/encoders.py'),
                                      'keepfit_nb.encoders.TextEncoder': ('encoders.html#textencoder', 'keepfit_nb/encoders.py'),
                                      'keepfit_nb.encoders.TextEncoder.__init__': ( 'encoders.html#textencoder.__init__',

@@ -28,7 +28,7 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 from .profiles import expand, nearest, stage
 from .knowledge import corpus, load_knowledge
 
-# %% ../nbs/07_encoders.ipynb #5ede50fd
+# %% ../nbs/07_encoders.ipynb #50fece1b
 class Settings(BaseModel, extra="forbid"):
     "Section `encoders` of a profile. The defaults are a toy that trains on a CPU."
     image_model: str = "resnet10t"                 # any timm model
@@ -44,6 +44,13 @@ class Settings(BaseModel, extra="forbid"):
     max_tokens: int = Field(64, ge=4)              # longer texts are cut
     text_states: list[int] = [-1]                  # hidden layers that are averaged; KeepFIT V1: [1, 2, -1]
     projection: int = Field(128, ge=2)             # length of the shared space; 512 in KeepFIT V1
+
+    @field_validator("image_model")
+    @classmethod
+    def _exists(cls, name) -> str:
+        "A misspelt model should fail before a run begins, not in its middle."
+        if not timm.is_model(name) and ":" not in name: raise ValueError(nearest(name, timm.list_models(), "image model"))
+        return name
 
     @field_validator("image_pretrained", "text_pretrained")
     @classmethod

@@ -80,7 +80,7 @@ def nearest(name: str, options: Iterable[str], what: str = "name") -> str:
     known = ", ".join(options[:40]) + (" …" if len(options) > 40 else "")
     return f"unknown {what} {str(name)!r}" + (f"; did you mean {hint!r}?" if hint else ";") + f" Known: {known or 'none'}"
 
-# %% ../nbs/00_profiles.ipynb #107a3fde
+# %% ../nbs/00_profiles.ipynb #78cacaf7
 def module_of(chapter: str) -> str:
     "Module name of a chapter: `03a_fundus` → `fundus`."
     return re.sub(r"^\d+[a-z]?_", "", chapter)
@@ -90,9 +90,10 @@ def chapters() -> dict[str, Path]:
     return {p.stem: p for p in sorted(resource("nbs").glob("[0-9][0-9]*_*.ipynb"))}
 
 def chapter_named(name: str) -> str:
-    "Full chapter name for `13`, `pretraining` or `13_pretraining`; ValueError with the nearest for anything else."
+    "Full chapter name for `5`, `05`, `sources` or `05_sources`; ValueError with the nearest for anything else."
     known = list(chapters())
-    hits = [c for c in known if str(name) in (c, c.split("_")[0], module_of(c))]
+    bare = lambda number: str(number).lstrip("0") or "0"
+    hits = [c for c in known if str(name) in (c, module_of(c)) or bare(name) == bare(c.split("_")[0])]
     if not hits: raise ValueError(nearest(name, known, "chapter"))
     return hits[0]
 
