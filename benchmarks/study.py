@@ -84,7 +84,7 @@ def learnability():
     values = {}
     for modality, render in (("CFP", render_fundus), ("FFA", render_angiogram), ("OCT", render_oct)):
         start = time.time()
-        found = measure(render, modality, n_train=6000, n_test=1200, size=96, steps=1200, seed=0)
+        found = measure(render, modality, n_train=2000, n_test=400, size=64, steps=600, seed=0)
         values |= {f"{modality}.{k}": v for k, v in found.items()} | {f"{modality}.seconds": round(time.time() - start)}
         print("learnability", modality, found, flush=True)
     return values

@@ -6,6 +6,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("MPLBACKEND", "agg")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")   # waiting threads do not burn the core that another process needs
 os.environ.setdefault("HF_HUB_OFFLINE", "1")          # no test reaches for a hub
 
 
