@@ -116,7 +116,7 @@ def profile_names() -> list[str]:
 
 # %% ../nbs/00_profiles.ipynb #25a2a60b
 def nested(
-    overrides: dict | None,   # {"pretraining": {"epochs": 3}} or {"pretraining.epochs": 3}, or both
+    overrides: dict | None,   # {"pretraining": {"epochs": 3}} or {"pretraining.steps": 100}, or both
 ) -> dict:                    # the nested form
     "Overrides in their nested form; dotted keys are unfolded."
     out = {}
