@@ -102,7 +102,7 @@ def _same_number(legends: list[Legend]) -> list[Legend]:
         else: out[i] = replace(out[i], text=out[i].text or l.text, text_zh=out[i].text_zh or l.text_zh, box=union((out[i].box, l.box)))
     return out
 
-# %% ../nbs/04_atlas.ipynb #b2bd645f
+# %% ../nbs/04_atlas.ipynb #2a214c28
 @dataclass
 class Plate:
     "A picture on its page with what is known about it; its pixels lie in `file`."
@@ -130,8 +130,11 @@ def groups_of(
 ) -> list[list[Plate]]:
     "Pictures side by side or one under the other, in line and no further apart than `reach`, are one figure."
     def near(a: Box, b: Box) -> bool:
-        row = min(a[3], b[3]) - max(a[1], b[1]) > .7 * max(a[3] - a[1], b[3] - b[1]) and max(a[0], b[0]) - min(a[2], b[2]) <= reach
-        col = min(a[2], b[2]) - max(a[0], b[0]) > .7 * max(a[2] - a[0], b[2] - b[0]) and max(a[1], b[1]) - min(a[3], b[3]) <= reach
+        def line(k, j):             # in line along one axis, close along the other
+            lap, small = min(a[k + 2], b[k + 2]) - max(a[k], b[k]), min(a[k + 2] - a[k], b[k + 2] - b[k])
+            offs = abs(a[k] - b[k]), abs(a[k + 2] - b[k + 2]), abs(a[k] + a[k + 2] - b[k] - b[k + 2]) / 2
+            return lap > .8 * small and min(offs) < 6 and max(a[j], b[j]) - min(a[j + 2], b[j + 2]) <= reach
+        row, col = line(1, 0), line(0, 1)
         return row or col
     todo, out = list(plates), []
     while todo:

@@ -8,8 +8,8 @@ __all__ = ['Box', 'CJK', 'NOTHING', 'MIN_SIDE', 'MAX_PIXELS', 'open_pdf', 'Char'
            'crop', 'white_cuts', 'grid_cuts', 'cut_panels', 'read_mark', 'flatten_paper', 'skew_angle', 'straighten',
            'find_pictures', 'ocr_ready', 'ocr_lines', 'Page', 'read_scan', 'read_page', 'read_pages']
 
-# %% ../nbs/03f_layout.ipynb #8bf5b624
-import ctypes, functools, math, re, shutil, statistics
+# %% ../nbs/03f_layout.ipynb #8bd05a7a
+import ctypes, functools, math, re, shutil, statistics, unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -52,7 +52,7 @@ class Char:
     base: float              # baseline, points from the top
     size: float              # type size, points
 
-# %% ../nbs/03f_layout.ipynb #78fc45b7
+# %% ../nbs/03f_layout.ipynb #968e45a9
 def _measure(tp, i: int, left: float, top: float) -> Char:
     "Character `i` of a text page."
     sides = [ctypes.c_double() for _ in range(4)]
@@ -61,8 +61,9 @@ def _measure(tp, i: int, left: float, top: float) -> Char:
     x, y, m = ctypes.c_double(), ctypes.c_double(), pdfium_c.FS_MATRIX()
     pdfium_c.FPDFText_GetCharOrigin(tp, i, x, y)
     pdfium_c.FPDFText_GetMatrix(tp, i, m)
-    size = pdfium_c.FPDFText_GetFontSize(tp, i) * (math.hypot(m.c, m.d) or 1)
-    return Char(chr(pdfium_c.FPDFText_GetUnicode(tp, i)), (l - left, top - t, r - left, top - b), top - y.value, size)
+    size, text = pdfium_c.FPDFText_GetFontSize(tp, i) * (math.hypot(m.c, m.d) or 1), chr(pdfium_c.FPDFText_GetUnicode(tp, i))
+    if unicodedata.east_asian_width(text) in "WF": l, r = min(l, x.value), max(r, x.value + size)     # a bracket fills its square
+    return Char(text, (l - left, top - t, r - left, top - b), top - y.value, size)
 
 def page_chars(
     page: pdfium.PdfPage,
