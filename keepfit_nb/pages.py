@@ -104,7 +104,7 @@ def width(text: str, style: str, kind: Type) -> float:
     size = kind.size * (.66 if style == "s" else 1)
     return sum(load_font(face, style).stringWidth(part, size) for face, part in runs(text, style, kind))
 
-# %% ../nbs/03e_pages.ipynb #10711fae
+# %% ../nbs/03e_pages.ipynb #7187e109
 _WIDE = "\u2e80-\u9fff\uf900-\ufaff\uff01-\uffef\u3000-\u303f"
 _PIECE = re.compile(rf"(\s*)([{_WIDE}]|[^\s{_WIDE}]+)")
 _NOT_FIRST = set("，。；：、）】》”’！？～,.;:)]")
@@ -117,6 +117,7 @@ class Piece:
     text: str
     style: str = ""
     glue: bool = False       # a space before it
+    stuck: bool = False      # no line may begin with it
 
 Spans = Sequence[tuple[str, str]]      # (style, text)
 
@@ -131,13 +132,13 @@ def pieces(spans: Spans, kind: Type) -> list[Piece]:
             if fine in text and not has_glyph(fine, kind.latin, style): text = text.replace(fine, plain)
         for space, word in _PIECE.findall(text):
             space, open_space = space or open_space, False
-            stuck = out and not space and (word[0] in _NOT_FIRST or style == "s" or out[-1].text in "（《“【〔")
+            stuck = bool(out) and not space and (word[0] in _NOT_FIRST or style == "s" or out[-1].text in "（《“【〔")
             if stuck and style == out[-1].style: out[-1] = replace(out[-1], text=out[-1].text + word)
-            else: out.append(Piece(word, style, bool(space)))
+            else: out.append(Piece(word, style, bool(space), stuck))
         open_space = text[-1:].isspace() or open_space and not text.strip()
     return out
 
-# %% ../nbs/03e_pages.ipynb #dac713d2
+# %% ../nbs/03e_pages.ipynb #119d6197
 def hyphen_points(word: str) -> list[int]:
     "Where a word may be cut: behind a hyphen of its own, or between a vowel and a consonant, three letters from either end. Ours."
     own = [i + 1 for i, c in enumerate(word[:-2]) if c == "-" and i > 1]
@@ -153,16 +154,16 @@ def take_line(
     "The pieces that fit into one line; the rest stays in `todo`."
     line, used = [], 0.
     while todo:
-        first = todo[0]; gap = width(" ", "", kind) if first.glue and line else 0.
-        need = gap + width(first.text, first.style, kind)
-        if used + need <= room or not line and not kind.hyphenate: line.append(todo.pop(0)); used += need; continue
-        if kind.hyphenate:
-            for cut in reversed(hyphen_points(first.text)):
-                head = first.text[:cut] + ("" if first.text[cut - 1] == "-" else "-")
-                if used + gap + width(head, first.style, kind) <= room:
-                    todo[0] = Piece(first.text[cut:], first.style)
-                    return line + [replace(first, text=head)]
-        if not line: line.append(todo.pop(0))
+        first, tail = todo[0], next((i for i, p in enumerate(todo) if i and not p.stuck), len(todo))
+        gap = width(" ", "", kind) if first.glue and line else 0.
+        need = gap + sum(width(p.text, p.style, kind) for p in todo[:tail])
+        if used + need <= room: line += todo[:tail]; del todo[:tail]; used += need; continue
+        for cut in reversed(hyphen_points(first.text) if kind.hyphenate else []):
+            head = first.text[:cut] + ("" if first.text[cut - 1] == "-" else "-")
+            if used + gap + width(head, first.style, kind) <= room:
+                todo[0] = Piece(first.text[cut:], first.style)
+                return line + [replace(first, text=head)]
+        if not line: line.append(todo.pop(0))                 # wider than the line: it sticks out
         break
     return line
 
@@ -380,7 +381,7 @@ def compose(
         spans.append(("", mark + said + ("" if last else join)))
     return Caption(spans, parts, title)
 
-# %% ../nbs/03e_pages.ipynb #1a301074
+# %% ../nbs/03e_pages.ipynb #bf5811a0
 @dataclass
 class Layout:
     "A figure's pictures, ready to print; boxes in points from the figure's own top left."
@@ -390,9 +391,10 @@ class Layout:
     height: float
     tiles: list[np.ndarray]                          # the panels' pixels as placed
 
-def arrange(n: int, r: np.random.Generator, shape: str = "") -> tuple[str, list[list[int]]]:
-    "Rows of panel numbers: a row, a column, a square, or rows of two or three."
-    if not shape: shape = str(r.choice({1: ["row"], 2: ["row", "row", "column"], 3: ["row", "rows"], 4: ["square", "square", "row"]}.get(n, ["rows"])))
+def arrange(n: int, r: np.random.Generator, narrow: bool = False) -> tuple[str, list[list[int]]]:
+    "Rows of panel numbers: a row, a column, a square, or rows of two or three. Four in a row need a wide page."
+    shapes = {1: ["row"], 2: ["row", "row", "column"], 3: ["row", "rows"], 4: ["square", "square", "square" if narrow else "row"]}
+    shape = str(r.choice(shapes.get(n, ["rows"])))
     if shape == "row": return shape, [list(range(n))]
     if shape == "column": return shape, [[i] for i in range(n)]
     wide = 2 if n <= 4 else 3
@@ -414,7 +416,7 @@ def encode(image: np.ndarray, png: bool, quality: int = 88) -> bytes:
     out = io.BytesIO(); Image.fromarray(image).save(out, "PNG" if png else "JPEG", **({} if png else dict(quality=quality)))
     return out.getvalue()
 
-# %% ../nbs/03e_pages.ipynb #9aab8a68
+# %% ../nbs/03e_pages.ipynb #15e6de20
 @dataclass(frozen=True)
 class Look:
     "How the pictures of a figure are printed."
@@ -432,7 +434,7 @@ def _grid(rows, images, room, gutter, extra):
     for row in rows:
         aspect = [images[i].shape[1] / images[i].shape[0] for i in row]
         height = (room - gutter * (len(row) - 1)) / sum(aspect)
-        if before and len(row) < len(rows[0]) or len(rows) > 1 and len(row) == 1: height = min(height, before or .5 * room)
+        if before and len(row) < len(rows[0]): height = min(height, before)
         x = 0.
         for i, a in zip(row, aspect): boxes[i] = (x, y, x + a * height, y + height); x += a * height + gutter
         y += height + gutter + extra; before = height
@@ -540,12 +542,12 @@ TUNING += (
              looks=(Look(letters="burned"), Look(letters="below", gutter=6), Look(whole=True, black=True, gutter=2))),
 )
 
-# %% ../nbs/03e_pages.ipynb #92a8a4dc
+# %% ../nbs/03e_pages.ipynb #c85383ce
 HELDOUT = (
     Template(name="American monograph", page=(504., 720.), margins=(60, 58, 54, 54), latin="stix", body=10.5, small=9, hyphenate=True, justify=True,
              ligatures=True, label="Figure {c}.{n}", marks=("parenthesis", "small", "comma"), places=("under", "under", "above"),
              looks=(Look(gutter=5), Look(whole=True, gutter=2.5), Look(letters="over", gutter=4, corner="top right"))),
-    Template(name="German-style handbook", latin="dejavu serif", columns=2, body=8.5, small=7.5, margins=(70, 64, 54, 46), hyphenate=True, ligatures=True,
+    Template(name="Handbook in two columns", latin="dejavu serif", columns=2, body=8.5, small=7.5, margins=(70, 64, 54, 46), hyphenate=True, ligatures=True,
              label="FIGURE {c}–{n}.", marks=("small parenthesis", "colon", "dot"), wide=.5, head="rule", foot="outer", bold=True,
              looks=(Look(letters="boxed", corner="bottom left", gutter=2), Look(whole=True, gutter=1.5, black=True), Look(letters="below", gutter=7))),
     Template(name="Chinese atlas", language="zh", latin="song", cjk="song", page=(595.3, 785.2), body=11, small=9.5, leading=1.5, justify=True,
@@ -650,7 +652,7 @@ def caption_spans(template: Template, captions: dict[str, Caption]) -> list[list
     wide = lambda lang, t: full_width(t) if template.full_width and lang == "zh" else t
     return [[(s, wide(lang, t)) for s, t in captions[lang].spans] + [("", template.credit)] * bool(template.credit) for lang in order]
 
-# %% ../nbs/03e_pages.ipynb #0eb1ca36
+# %% ../nbs/03e_pages.ipynb #4be48831
 def make_figure(
     template: Template, chapter: int, n: int, r: np.random.Generator, room: float, tall: float, size: int,
     place: str = "under",          # of the caption
@@ -659,7 +661,7 @@ def make_figure(
     "Compose, measure and describe one figure. The picture shrinks until it fits."
     marks = MARKS[str(r.choice(template.marks))]; look = template.looks[int(r.integers(len(template.looks)))]
     cast = cast or make_cast(r, size, template.most, not marks.sides)
-    count = len(cast.panels); shape, rows = arrange(count, r)
+    count = len(cast.panels); shape, rows = arrange(count, r, room < 300)
     if marks.sides: shape, rows, marks = _fit_sides(count, shape, rows, marks)
     if marks.sides: look = replace(look, letters="none", downwards=False)
     names, names_zh = names_of(count, shape, marks) if count > 1 else ([""], [""])
@@ -681,12 +683,13 @@ def _fit_sides(count, shape, rows, marks):
     if (count, shape) in ((2, "row"), (3, "row"), (2, "column"), (4, "square")): return shape, rows, marks
     return shape, rows, MARKS["comma"]
 
-# %% ../nbs/03e_pages.ipynb #3bc25d9b
+# %% ../nbs/03e_pages.ipynb #630e04cf
 GAP = 6.      # points between picture and caption
 
 def _fit(cast, names, rows, look, kind, paragraphs, room, tall, place, r):
     "The largest size at which picture and caption fit into room × tall."
-    share = float(r.uniform(.52, .62)) if place == "beside" else float(r.uniform(.75, 1.)) if len(rows[0]) > 1 else float(r.uniform(.5, .8))
+    low, high = (.52, .62) if place == "beside" else (.85, 1.) if place == "next" else (.75, 1.) if len(rows[0]) > 1 else (.35, .5) if len(rows) > 1 else (.5, .8)
+    share = float(r.uniform(low, high))
     left = bool(r.random() < .5); low = bool(r.random() < .5)
     for _ in range(30):
         layout = lay_out(cast.panels, names, rows, share * room, look, kind)
