@@ -49,7 +49,7 @@ class Legend:
 _MARK = re.compile(r"\s*[(（]?([A-Ha-h])[)）.]?\s*")
 _NEXT_PART = re.compile(r"\s*(?:[(（]?[A-Ha-h](?:\s?[-–,、]\s?[A-Ha-h])*[)）,，:：.、]|[A-H]\s*[\u3400-\u9fff]|[(（]?[左右上下中][图側侧]?[)）:：,，]|(?:left|right|top|bottom|upper|lower)\b)", re.I)
 
-# %% ../nbs/04_atlas.ipynb #27b1240f
+# %% ../nbs/04_atlas.ipynb #7f3dea06
 def _shared_width(a: Box, b: Box) -> float: return (min(a[2], b[2]) - max(a[0], b[0])) / max(1., min(a[2] - a[0], b[2] - b[0]))
 
 def _continues(block: Block, legend: list[Block]) -> bool:
@@ -78,9 +78,9 @@ def find_legends(
     for head in heads:
         while more := [b for b in other if _continues(b, head)]:
             head.append(more[0]); other.remove(more[0])
-    return _same_number([_legend(page.number, h, words) for h in heads]), other
+    return _one_each([_legend(page.number, h, words) for h in heads]), other
 
-# %% ../nbs/04_atlas.ipynb #f2238cdd
+# %% ../nbs/04_atlas.ipynb #d2e8f4fc
 def _legend(page: int, blocks: list[Block], words: Collection[str]) -> Legend:
     "Blocks of a legend as one: label off, languages apart, lines joined, cleaned."
     first = blocks[0].lines[0]; label = find_label(first.text)
@@ -92,17 +92,18 @@ def _legend(page: int, blocks: list[Block], words: Collection[str]) -> Legend:
     if inner: text_zh = plain(text_zh)[inner.end:]
     return Legend(page, union(b.box for b in blocks), label.kind, label.number, text, clean_text(text_zh), label.elsewhere)
 
-def _same_number(legends: list[Legend]) -> list[Legend]:
-    "English and Chinese legends of one figure, printed apart, as one."
+def _one_each(legends: list[Legend]) -> list[Legend]:
+    "English and Chinese of one figure, printed apart, as one; 'Legend to Plate 4, previous page' as a note on the legend below it."
     out: list[Legend] = []
     for l in legends:
-        i = next((i for i, o in enumerate(out) if (o.number, o.kind) == (l.number, l.kind) and bool(o.text) != bool(l.text)
-                  and bool(o.text_zh) != bool(l.text_zh)), None)
-        if i is None: out.append(l)
-        else: out[i] = replace(out[i], text=out[i].text or l.text, text_zh=out[i].text_zh or l.text_zh, box=union((out[i].box, l.box)))
+        same = [i for i, o in enumerate(out) if (o.number, o.kind) == (l.number, l.kind)]
+        fits = [i for i in same if not (out[i].text and l.text) and not (out[i].text_zh and l.text_zh)]
+        if not fits: out.append(l); continue
+        o = out[fits[0]]; far = o.elsewhere or l.elsewhere
+        out[fits[0]] = replace(o, text=o.text or l.text, text_zh=o.text_zh or l.text_zh, box=union((o.box, l.box)), elsewhere=far)
     return out
 
-# %% ../nbs/04_atlas.ipynb #2a214c28
+# %% ../nbs/04_atlas.ipynb #4844b66b
 @dataclass
 class Plate:
     "A picture on its page with what is known about it; its pixels lie in `file`."
@@ -112,6 +113,7 @@ class Plate:
     panels: list[Box] = field(default_factory=list)         # in points
     marks: list[str] = field(default_factory=list)          # letter of each panel, or ''
     white: float = 0.
+    why: str = ""                                           # a reason not to keep it, whatever its legend says
 
 def _between(a: Box, b: Box, other: Box) -> bool:
     "Does `other` lie in the gap between two boxes?"
@@ -281,7 +283,7 @@ def words_for_panels(
         for i in _side_of(boxes, ks[0]): names[i], words[i] = ks[0], text
     return names, words, len(keys) == len(boxes) and all(words)
 
-# %% ../nbs/04_atlas.ipynb #cb62cb7b
+# %% ../nbs/04_atlas.ipynb #cb02c814
 def modality_features(
     image: np.ndarray,         # uint8 RGB (height, width, 3), any size
 ) -> np.ndarray:               # (18,) float
@@ -294,7 +296,7 @@ def modality_features(
     yy, xx = np.mgrid[-1:1:96j, -1:1:96j]; radius = np.hypot(yy, xx)
     ring = [soft[(radius >= lo) & (radius < hi)].mean() for lo, hi in ((0, .5), (.5, .9), (1.05, 1.5))]
     fine = (grey - cv2.GaussianBlur(grey, (0, 0), 1)).std()
-    return np.array([sat.mean(), sat.std(), np.hypot(rg.mean(), yb.mean()), np.hypot(rg.std(), yb.std()), (r - b).mean(), sat[soft > soft.mean()].mean(),
+    return np.array([sat.mean(), sat.std(), np.hypot(rg.mean(), yb.mean()), np.hypot(rg.std(), yb.std()), (r - b).mean(), sat[soft >= soft.mean()].mean(),
                      math.log((dy + 1e-4) / (dx + 1e-4)), rows.std() / spread, cols.std() / spread, math.log((rows.std() + 1e-3) / (cols.std() + 1e-3)),
                      *ring, ring[2] - ring[1], fine / spread, math.log(fine + 1e-3), np.percentile(grey, 10), np.percentile(grey, 90)])
 
@@ -402,7 +404,7 @@ class Settings(BaseModel, extra="forbid"):
 COLUMNS = ["id", "page", "caption_page", "figure", "panel", "bbox", "image", "modality", "caption", "caption_zh", "shared", "shared_zh",
            "score", "reason", "translated"]
 
-# %% ../nbs/04_atlas.ipynb #dd876375
+# %% ../nbs/04_atlas.ipynb #ed223fc5
 def _ornament(p: Picture) -> str:
     "Why a picture is none of the atlas's figures; '' when it may be one."
     w, h = p.box[2] - p.box[0], p.box[3] - p.box[1]
@@ -411,6 +413,10 @@ def _ornament(p: Picture) -> str:
     if max(w, h) > 8 * min(w, h): return f"picture of {w:.0f}×{h:.0f} points: a rule or a banner"
     if p.image.size and cv2.resize(p.image, (64, 64), interpolation=cv2.INTER_AREA).std() < 3: return "picture of a single tone"
     return ""
+
+def _drawing(image: np.ndarray) -> str:
+    "A reason when most of a picture is white: a sketch or a chart, no photograph of a retina."
+    return "a drawing on white, neither CFP nor FFA nor OCT" if (image.min(2) > 225).mean() > .5 else ""
 
 def _save(image: np.ndarray, path: Path, quality: int) -> None:
     "Write RGB pixels, by the ending of `path`."
@@ -429,7 +435,7 @@ def _cut(image: np.ndarray, box: Box, part: Box) -> np.ndarray:
     x0, y0, x1, y1 = round((part[0] - box[0]) * kx), round((part[1] - box[1]) * ky), round((part[2] - box[0]) * kx), round((part[3] - box[1]) * ky)
     return image[max(0, y0):max(y1, y0 + 1), max(0, x0):max(x1, x0 + 1)]
 
-# %% ../nbs/04_atlas.ipynb #82b3b3f4
+# %% ../nbs/04_atlas.ipynb #702c06c7
 def _printed_marks(page: Page, panels: list[Box]) -> list[str]:
     "Letters that the text layer prints in, under or above a panel."
     out = [""] * len(panels)
@@ -449,7 +455,7 @@ def _plates(page: Page, folder: Path) -> tuple[list[Plate], list[dict]]:
         if why: refused.append(dict(page=page.number, bbox=_round(p.box), reason=why)); continue
         file = folder / f"p{page.number:05d}_{i:02d}.png"; _save(p.image, file, 0)
         panels = _in_points(p.box, cut_panels(p.image, white=page.white))
-        plates.append(Plate(page.number, p.box, str(file), panels, [""] * len(panels), page.white))
+        plates.append(Plate(page.number, p.box, str(file), panels, [""] * len(panels), page.white, _drawing(p.image)))
     every = [b for p in plates for b in p.panels]; marks = iter(_printed_marks(page, every))
     for p in plates: p.marks = [next(marks) for _ in p.panels]
     return plates, refused
@@ -518,11 +524,14 @@ def read_atlas(
     pairs = pd.DataFrame(rows, columns=COLUMNS)
     return pairs, pd.DataFrame(refused, columns=["page", "bbox", "reason"]), dict(facts, pairs=len(pairs), quarantined=len(refused))
 
-# %% ../nbs/04_atlas.ipynb #4c50ce62
+# %% ../nbs/04_atlas.ipynb #8b2fc40f
 def _pairs_of(bound, pdf: Path, folder: Path, settings: Settings, refused: list[dict]) -> tuple[list[dict], list[dict]]:
     "Second pass: panels cut out, classified and written; figures without words go to quarantine."
     rows, ending = [], ".jpg" if settings.quality else ".png"
     for plates, legend in sorted(bound, key=lambda b: (b[0][0].page, b[0][0].box[1], b[0][0].box[0])):
+        refused += [dict(page=p.page, bbox=_round(p.box), reason=f"{legend.kind} {legend.number}: {p.why}") for p in plates if p.why]
+        plates = [p for p in plates if not p.why]
+        if not plates: continue
         found, pixels = _figure_rows(plates, legend)
         modalities, sure = classify_modality(pixels)
         for row, image, m, s in zip(found, pixels, modalities, sure):

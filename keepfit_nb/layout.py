@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Box', 'CJK', 'NOTHING', 'MIN_SIDE', 'MAX_PIXELS', 'open_pdf', 'Char', 'page_chars', 'Line', 'union', 'make_lines',
            'Block', 'make_blocks', 'reading_order', 'Picture', 'as_rgb', 'page_pictures', 'page_size', 'render_page',
-           'crop', 'white_cuts', 'grid_cuts', 'cut_panels', 'read_mark', 'flatten_paper', 'skew_angle', 'straighten',
-           'find_pictures', 'ocr_ready', 'ocr_lines', 'Page', 'read_scan', 'read_page', 'read_pages']
+           'crop', 'white_cuts', 'seam_profile', 'seam_cuts', 'cut_panels', 'read_mark', 'flatten_paper', 'skew_angle',
+           'straighten', 'find_pictures', 'ocr_ready', 'ocr_lines', 'Page', 'read_scan', 'read_page', 'read_pages']
 
 # %% ../nbs/03f_layout.ipynb #8bd05a7a
 import ctypes, functools, math, re, shutil, statistics, unicodedata
@@ -323,56 +323,74 @@ def white_cuts(
             return [out for s in sub for out in white_cuts(paper, s, least, side)]
     return [(x0, y0, x1, y1)]
 
-# %% ../nbs/03f_layout.ipynb #a489aadf
-def _seam(image: np.ndarray, dark: np.ndarray, at: float) -> float:
-    "How much the column at share `at` looks like the border of two panels, 0 to 1 and more."
-    h, w = dark.shape; reach = max(2, round(.025 * w)); x = round(at * w)
-    here, far = slice(max(1, x - reach), min(w - 1, x + reach + 1)), slice(max(1, x - 6 * reach), min(w - 1, x + 6 * reach))
-    step = np.abs(image[:, 1:].astype(np.float32) - image[:, :-1]).mean((0, 2))         # (w - 1,)
-    usual = np.median(step[far]) + 1.5
-    edge = step[slice(here.start - 1, here.stop)].max() / usual / 4
-    share = dark.mean(0); black = share[here].max()
-    inner = np.median(share)
-    valley = (black - inner) / max(1e-3, 1 - inner) if black > .55 else 0.
-    return float(max(edge, 1.6 * valley if black > .97 else 1.2 * valley))
+# %% ../nbs/03f_layout.ipynb #51c57450
+def seam_profile(
+    image: np.ndarray,         # uint8 RGB
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:     # each (width - 1,): how much of a column is seam; mean step; share that is dark
+    "For each pair of neighbouring columns: on how many rows is there a sharp step, or nothing but black, or nothing but paper?"
+    a = cv2.blur(image, (1, 5)).astype(np.float32); grey = a.max(2)
+    black = grey <= min(45, np.percentile(grey, 1) + 10); white = a.min(2) >= 228
+    step = np.abs(a[:, 1:] - a[:, :-1]).mean(2)
+    sharp = step > max(9., 3.5 * float(np.median(step)))
+    sharp |= np.c_[sharp[:, 1:], sharp[:, -1:]] | np.c_[sharp[:, :1], sharp[:, :-1]]            # a resampled border is three pixels wide
+    dark, pale = black[:, 1:] & black[:, :-1], white[:, 1:] & white[:, :-1]
+    return (sharp | dark | pale).mean(0), step.mean(0), dark.mean(0)
 
-def grid_cuts(
+def _full(image: np.ndarray) -> bool:
+    "Is there a picture in it, not only black or paper?"
+    grey = image.max(2)
+    return bool(((grey > min(60, np.percentile(grey, 1) + 25)) & (image.min(2) < 228)).mean() > .12)
+
+# %% ../nbs/03f_layout.ipynb #a3f92b9c
+def _best_seam(image: np.ndarray, side: float) -> tuple[float, int]:
+    "The strongest seam that runs down an image: how much of its length is seam, and its column. Both halves must be a picture."
+    h, w = image.shape[:2]; least = max(side, .42 * h)
+    if w < 2 * least: return 0., 0
+    share, step, dark = seam_profile(image); inside = np.arange(w - 1); inside = (inside >= least - 1) & (inside < w - least)
+    if not inside.any() or not (peak := share[inside].max()): return 0., 0
+    at = np.flatnonzero(inside & (share >= peak - .02)); usual = np.median(step)
+    stretch = at[(at >= at[0])]; sharpest = int(stretch[step[stretch].argmax()])
+    even = [round(w * k / m) - 1 for m in (2, 3, 4, 5) for k in range(1, m)]
+    if step[sharpest] < 2.5 * usual + 1:                      # a band of black: cut where the halves are even, else in its middle
+        near = [e for e in even if np.abs(stretch - e).min() <= .02 * w]
+        sharpest = min(near, key=lambda e: abs(e - np.median(stretch))) if near else int(np.median(stretch))
+    ok = _full(image[:, :sharpest + 1]) and _full(image[:, sharpest + 1:])
+    return (float(peak), sharpest + 1) if ok else (0., 0)
+
+def seam_cuts(
     image: np.ndarray,           # uint8 RGB, without white gutters
     n: int = 0,                  # panels wanted; 0: only what can be seen
-) -> tuple[int, int]:            # rows, columns
-    "How many equal panels touch each other here? Looks for seams: an edge from top to bottom, or the dark between two round fields."
-    small = cv2.resize(image, None, fx=(k := min(1., 480 / max(image.shape[:2]))), fy=k, interpolation=cv2.INTER_AREA)
-    smooth = [cv2.blur(small, (1, 9)), cv2.blur(small, (9, 1)).transpose(1, 0, 2)]
-    grey = small.max(2); dark = grey <= min(40, int(np.percentile(grey, 1)) + 12)
-    seam = functools.cache(lambda axis, at: _seam(smooth[axis], dark.T if axis else dark, at))
-    ratio, best = image.shape[1] / image.shape[0], ((1, 1), 0.)
-    for rows in range(1, 5):
-        for cols in range(1, 6):
-            if rows * cols == 1 or (n and rows * cols != n) or not .62 < ratio * rows / cols < 1.75: continue
-            found = [seam(0, i / cols) for i in range(1, cols)] + [seam(1, i / rows) for i in range(1, rows)]
-            fair = 1 - .5 * abs(math.log(ratio * rows / cols))               # square panels are likely, all else equal
-            if min(found) > (.35 if n else 1.) and min(found) ** .25 * fair * (rows * cols) ** .5 > best[1]:
-                best = (rows, cols), min(found) ** .25 * fair * (rows * cols) ** .5
-    return best[0]
+    clear: float = .93,          # so much of a seam must show, if nobody says that it is there
+) -> list[tuple]:                # boxes in shares of width and height
+    "Cut where panels touch: the clearest seam first, across or down, until no seam is left, or n panels are there."
+    k = min(1., 480 / max(image.shape[:2])); small = cv2.resize(image, None, fx=k, fy=k, interpolation=cv2.INTER_AREA)
+    h, w = small.shape[:2]; leaves, side = [(0, 0, w, h)], .15 * max(h, w)
+    @functools.cache
+    def best(box):
+        x0, y0, x1, y1 = box; part = small[y0:y1, x0:x1]
+        (a, x), (b, y) = _best_seam(part, side), _best_seam(part.transpose(1, 0, 2), side)
+        return (a, ((x0, y0, x0 + x, y1), (x0 + x, y0, x1, y1))) if a >= b else (b, ((x0, y0, x1, y0 + y), (x0, y0 + y, x1, y1)))
+    while not n or len(leaves) < n:
+        leaf = max(leaves, key=lambda l: best(l)[0]); value, halves = best(leaf)
+        if value < (.6 if n else clear): break
+        i = leaves.index(leaf); leaves[i:i + 1] = halves
+    return [(a / w, b / h, c / w, d / h) for a, b, c, d in leaves]
 
-# %% ../nbs/03f_layout.ipynb #eaf165b7
+# %% ../nbs/03f_layout.ipynb #43d137ef
 def cut_panels(
     image: np.ndarray,             # uint8 RGB: a picture that may hold several panels
     n: int = 0,                    # how many the caption speaks of; 0: unknown
-    white: float = 0.,             # grey from which a pixel counts as paper; 0: 245, or what a scan's paper has
-) -> list[tuple]:                  # boxes in shares of width and height, row by row
+    white: float = 0.,             # grey from which a pixel counts as paper; 0: 228, or what a scan's paper has
+) -> list[tuple]:                  # boxes in shares of width and height
     "Cut a compound figure into its panels: first along white gutters, then along seams."
     h, w = image.shape[:2]
     if min(h, w) < 2 * MIN_SIDE: return [(0., 0., 1., 1.)]
-    paper = image.min(2) >= (white or 245)
-    boxes = white_cuts(paper, least=max(2, round(.004 * max(h, w))))
-    out, left = [], n - len(boxes) + 1 if n else 0
-    for x0, y0, x1, y1 in boxes:
-        part = image[y0:y1, x0:x1]; rows, cols = 1, 1
-        if min(part.shape[:2]) >= MIN_SIDE: rows, cols = grid_cuts(part)
-        if len(boxes) == 1 and n > 1 and rows * cols != n: rows, cols = grid_cuts(part, n) if grid_cuts(part, n) != (1, 1) else (rows, cols)
-        out += [(x0 + (x1 - x0) * c / cols, y0 + (y1 - y0) * r / rows, x0 + (x1 - x0) * (c + 1) / cols, y0 + (y1 - y0) * (r + 1) / rows)
-                for r in range(rows) for c in range(cols)]
+    boxes, out = white_cuts(image.min(2) >= (white or 228), least=1), []
+    for box in boxes:
+        x0, y0, x1, y1 = box; part = image[y0:y1, x0:x1]; want = n if len(boxes) == 1 else 0
+        cuts = seam_cuts(part, want) if min(part.shape[:2]) >= MIN_SIDE else [(0, 0, 1, 1)]
+        inner = [(x0 + (x1 - x0) * a, y0 + (y1 - y0) * b, x0 + (x1 - x0) * c, y0 + (y1 - y0) * d) for a, b, c, d in cuts]
+        out += inner if len(cuts) == 1 else [_trim(image.min(2) >= (white or 228), tuple(map(round, b)), 1) for b in inner]
     return [(a / w, b / h, c / w, d / h) for a, b, c, d in out]
 
 # %% ../nbs/03f_layout.ipynb #7ed0ab8c

@@ -94,7 +94,7 @@ def join_lines(
         else: out += f" {line}"
     return out
 
-# %% ../nbs/03g_legends.ipynb #c1efeeeb
+# %% ../nbs/03g_legends.ipynb #51855887
 _REF = r"(?:figs?\.?|figures?|plates?|[图圖])\s*\d+(?:\s?[-–.]\s?\d+)*\s*[A-Ha-h]?(?:\s?(?:[-–,，、]|and|和|及)\s?(?:[A-Ha-h]\b|\d+(?:[-–.]\d+)*))*"
 _NOTES = [re.compile(p, re.I) for p in (
     rf"\s*[(\[（]\s*(?:(?:see|cf\.?|compare|as in|also|参?见|参照|同)\s*(?:also\s*)?)?{_REF}\s*[)\]）]",       # (see Fig. 2)
@@ -107,6 +107,7 @@ def _spaces(text: str) -> str:
     "One blank between words, none before a full stop, none around Chinese; Chinese marks where Chinese stands beside them."
     text = re.sub(r"\s+", " ", text).strip()
     text = re.sub(r"\s+([,.;:)!?，。；：）、])", r"\1", text)
+    if CJK.search(text): text = text.replace("(", "（").replace(")", "）")
     text = re.sub(r"(?<=[\u3400-\u9fff，。；：）、（]) | (?=[\u3400-\u9fff，。；：）、（])", "", text)
     return re.sub(r"(?<=[\u3400-\u9fff）])[,:;()?!]|[,:;()?!](?=[\u3400-\u9fff（])", lambda m: m[0].translate(_WIDE), text)
 
@@ -118,24 +119,25 @@ def clean_text(
     for pattern in _NOTES: text = pattern.sub("", text)
     return _spaces(_SUPER.sub("", text))
 
-# %% ../nbs/03g_legends.ipynb #8b97d5c8
+# %% ../nbs/03g_legends.ipynb #28c9b33e
 def split_languages(
     lines: Iterable[tuple[str, bool]],     # a line of print; is it Chinese?
 ) -> tuple[list[str], list[str]]:          # the English lines, the Chinese lines
     "Sort a legend's lines by script. A line turns Chinese where its first Chinese sign stands after a full stop."
-    en, zh = [], []
+    en, zh, last = [], [], False
     for text, chinese in lines:
+        last = chinese = chinese if re.search(r"[^\W\d_]{2}|[\u3400-\u9fff]", text) else last         # "2-1)." goes with its neighbour
         turn = re.search(r"(?<=[.;])\s*(?=(?:[图圖]\s*\d|[A-H]\s*[，,、.]?\s*)?[\u3400-\u9fff])", text)
         if turn and turn.start() > .25 * len(text) and not CJK.search(text[:turn.start()]):
             en.append(text[:turn.start()]); zh.append(text[turn.start():].strip())
         else: (zh if chinese else en).append(text)
     return en, zh
 
-# %% ../nbs/03g_legends.ipynb #39d3be3d
+# %% ../nbs/03g_legends.ipynb #4a57e483
 Part = tuple[tuple[str, ...], str]      # the panels meant ("A", or "upper left"), and their words
 
 _KEY = r"[A-Ha-h](?![A-Za-z'])"
-_KEYS = rf"{_KEY}(?:\s?(?:[-–—,，、&和及与]|and|to|至)\s?{_KEY})*"
+_KEYS = rf"{_KEY}(?:\s?(?:[-–—~～,，、&和及与]|and|to|至)\s?{_KEY})*"
 _BEFORE = r"(?:^|(?<=[.;:,，。；：、)）])|(?<=[.;:,，。；：、)）\s]\s)|(?<=[\u3400-\u9fff])\s?)"
 _STYLES = {"(A)": rf"[(（]\s*(?P<keys>{_KEYS})\s*[)）]\s*[:：,，.]?",
            "A:": rf"{_BEFORE}(?P<keys>{_KEYS})\s*[:：)）]",
@@ -146,7 +148,7 @@ def expand_keys(text: str) -> tuple[str, ...]:
     "'a–c, e' → A, B, C, E"
     out = []
     for piece in re.split(r"\s?(?:[,，、&和及与]|\band\b)\s?", text.strip().upper().replace("AND", "and")):
-        ends = re.split(r"\s?(?:[-–—至]|TO)\s?", piece)
+        ends = re.split(r"\s?(?:[-–—~～至]|TO)\s?", piece)
         out += [chr(c) for c in range(ord(ends[0][0]), ord(ends[-1][0]) + 1)] if ends[0] and ends[-1] else []
     return tuple(dict.fromkeys(out))
 
