@@ -341,22 +341,33 @@ def _full(image: np.ndarray) -> bool:
     grey = image.max(2)
     return bool(((grey > min(60, np.percentile(grey, 1) + 25)) & (image.min(2) < 228)).mean() > .12)
 
-# %% ../nbs/03f_layout.ipynb #a3f92b9c
-def _best_seam(image: np.ndarray, side: float) -> tuple[float, int]:
-    "The strongest seam that runs down an image: how much of its length is seam, and its column. Both halves must be a picture."
-    h, w = image.shape[:2]; least = max(side, .42 * h)
-    if w < 2 * least: return 0., 0
-    share, step, dark = seam_profile(image); inside = np.arange(w - 1); inside = (inside >= least - 1) & (inside < w - least)
-    if not inside.any() or not (peak := share[inside].max()): return 0., 0
-    at = np.flatnonzero(inside & (share >= peak - .02)); usual = np.median(step)
-    stretch = at[(at >= at[0])]; sharpest = int(stretch[step[stretch].argmax()])
-    even = [round(w * k / m) - 1 for m in (2, 3, 4, 5) for k in range(1, m)]
-    if step[sharpest] < 2.5 * usual + 1:                      # a band of black: cut where the halves are even, else in its middle
-        near = [e for e in even if np.abs(stretch - e).min() <= .02 * w]
-        sharpest = min(near, key=lambda e: abs(e - np.median(stretch))) if near else int(np.median(stretch))
-    ok = _full(image[:, :sharpest + 1]) and _full(image[:, sharpest + 1:])
-    return (float(peak), sharpest + 1) if ok else (0., 0)
+# %% ../nbs/03f_layout.ipynb #d2669a1a
+def _void(image: np.ndarray) -> bool:
+    "Nothing but the black, or the paper, that fills up a compound figure?"
+    return bool((image.max(2) < 20).mean() > .995 or (image.min(2) >= 228).mean() > .995)
 
+def _seams(image: np.ndarray, side: float) -> list[tuple[float, int]]:
+    "Seams that run down an image, clearest first: how much of the length is seam, and the column. Each half is a picture or a void."
+    h, w = image.shape[:2]; least = round(max(side, 8))
+    if w < 2 * least: return []
+    share, step, _ = seam_profile(image); usual, out = np.median(step), []
+    even = np.array([round(w * k / m) - 1 for m in (2, 3, 4, 5) for k in range(1, m)])
+    open_ = np.zeros(w - 1, bool); open_[least - 1:w - least] = True
+    while len(out) < 3 and open_.any():
+        peak = share[open_].max(); i = int(np.flatnonzero(open_ & (share == peak))[0])
+        lo, hi = i, i                                                  # the stretch around it that is as good
+        while lo > least - 1 and open_[lo - 1] and share[lo - 1] >= peak - .02: lo -= 1
+        while hi < w - least - 1 and open_[hi + 1] and share[hi + 1] >= peak - .02: hi += 1
+        at = lo + int(step[lo:hi + 1].argmax())
+        if step[at] < 2.5 * usual + 1:                                 # a band of black: cut where the halves are even, else in its middle
+            near = even[(even >= lo - .02 * w) & (even <= hi + .02 * w)]
+            at = int(near[np.abs(near - (lo + hi) / 2).argmin()]) if len(near) else (lo + hi) // 2
+        halves = image[:, :at + 1], image[:, at + 1:]
+        if all(_full(x) or _void(x) for x in halves) and any(map(_full, halves)): out.append((float(peak), at + 1))
+        open_[max(0, lo - 4):hi + 5] = False
+    return out
+
+# %% ../nbs/03f_layout.ipynb #3b4a9864
 def seam_cuts(
     image: np.ndarray,           # uint8 RGB, without white gutters
     n: int = 0,                  # panels wanted; 0: only what can be seen
@@ -365,15 +376,19 @@ def seam_cuts(
     "Cut where panels touch: the clearest seam first, across or down, until no seam is left, or n panels are there."
     k = min(1., 480 / max(image.shape[:2])); small = cv2.resize(image, None, fx=k, fy=k, interpolation=cv2.INTER_AREA)
     h, w = small.shape[:2]; leaves, side = [(0, 0, w, h)], .15 * max(h, w)
+    lowest, (thin, wide) = (.6, (.33, 3.)) if n else (clear, (.5, 1.95))
+    part = lambda box: small[box[1]:box[3], box[0]:box[2]]
     @functools.cache
-    def best(box):
-        x0, y0, x1, y1 = box; part = small[y0:y1, x0:x1]
-        (a, x), (b, y) = _best_seam(part, side), _best_seam(part.transpose(1, 0, 2), side)
-        return (a, ((x0, y0, x0 + x, y1), (x0 + x, y0, x1, y1))) if a >= b else (b, ((x0, y0, x1, y0 + y), (x0, y0 + y, x1, y1)))
+    def best(box):                                                     # its clearest seam whose halves may be panels, or rows of panels
+        x0, y0, x1, y1 = box
+        down = [(s, ((x0, y0, x0 + x, y1), (x0 + x, y0, x1, y1))) for s, x in _seams(part(box), side)]
+        across = [(s, ((x0, y0, x1, y0 + y), (x0, y0 + y, x1, y1))) for s, y in _seams(part(box).transpose(1, 0, 2), side)]
+        fits = lambda b: thin <= (b[2] - b[0]) / (b[3] - b[1]) <= wide or _void(part(b)) or best(b)[0] >= lowest
+        return next(((s, hs) for s, hs in sorted(down + across, key=lambda c: -c[0]) if s >= lowest and all(map(fits, hs))), (0., ()))
     while not n or len(leaves) < n:
         leaf = max(leaves, key=lambda l: best(l)[0]); value, halves = best(leaf)
-        if value < (.6 if n else clear): break
-        i = leaves.index(leaf); leaves[i:i + 1] = halves
+        if value < lowest: break
+        i = leaves.index(leaf); leaves[i:i + 1] = [b for b in halves if not _void(part(b))]
     return [(a / w, b / h, c / w, d / h) for a, b, c, d in leaves]
 
 # %% ../nbs/03f_layout.ipynb #43d137ef
