@@ -25,7 +25,7 @@ from .layout import (CJK, MAX_PIXELS, Block, Box, Line, Page, Picture, cut_panel
 from .legends import clean_text, find_label, join_lines, plain, split_languages, split_parts, words_of
 from .profiles import MODALITIES, Run, expand, nearest, read_json, resource, stage, write_json
 
-# %% ../nbs/04_atlas.ipynb #0fa57b80
+# %% ../nbs/04_atlas.ipynb #dd9e81bb
 @dataclass(frozen=True)
 class Legend:
     "A caption as found on a page; `text` and `text_zh` without the label, cleaned."
@@ -37,11 +37,11 @@ class Legend:
     text_zh: str = ""
     elsewhere: str = ""       # previous or next: the page of its figure
 
-    @property
+    @functools.cached_property
     def parts(self): return split_parts(self.text)
-    @property
+    @functools.cached_property
     def parts_zh(self): return split_parts(self.text_zh)
-    @property
+    @functools.cached_property
     def panels(self) -> int:
         "How many panels the words speak of; 0 when they do not say."
         return max(len({k for keys, _ in parts for k in keys}) for _, parts in (self.parts, self.parts_zh))

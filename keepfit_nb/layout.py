@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Box', 'CJK', 'NOTHING', 'MIN_SIDE', 'MAX_PIXELS', 'open_pdf', 'Char', 'page_chars', 'Line', 'union', 'make_lines',
            'Block', 'make_blocks', 'reading_order', 'Picture', 'as_rgb', 'page_pictures', 'page_size', 'render_page',
-           'crop', 'white_cuts', 'seam_profile', 'seam_cuts', 'cut_panels', 'read_mark', 'flatten_paper', 'skew_angle',
+           'crop', 'white_cuts', 'seam_maps', 'seam_cuts', 'cut_panels', 'read_mark', 'flatten_paper', 'skew_angle',
            'straighten', 'find_pictures', 'ocr_ready', 'ocr_lines', 'Page', 'read_scan', 'read_page', 'read_pages']
 
 # %% ../nbs/03f_layout.ipynb #8bd05a7a
@@ -323,72 +323,76 @@ def white_cuts(
             return [out for s in sub for out in white_cuts(paper, s, least, side)]
     return [(x0, y0, x1, y1)]
 
-# %% ../nbs/03f_layout.ipynb #51c57450
-def seam_profile(
-    image: np.ndarray,         # uint8 RGB
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:     # each (width - 1,): how much of a column is seam; mean step; share that is dark
-    "For each pair of neighbouring columns: on how many rows is there a sharp step, or nothing but black, or nothing but paper?"
-    a = cv2.blur(image, (1, 5)).astype(np.float32); grey = a.max(2)
-    black = grey <= min(45, np.percentile(grey, 1) + 10); white = a.min(2) >= 228
-    step = np.abs(a[:, 1:] - a[:, :-1]).mean(2)
+# %% ../nbs/03f_layout.ipynb #b51a0e7a
+def seam_maps(
+    image: np.ndarray,         # uint8 RGB (height, width, 3)
+) -> tuple[np.ndarray, np.ndarray]:     # both (height, width - 1): is there a seam between these two pixels; size of the step
+    "Between which pixels of a row could a border run? Where the step is sharp, where both sides are black, where both are paper."
+    a = cv2.blur(image, (1, 5)); tone = np.sort(a, 2)
+    black = tone[..., 2] <= min(30, np.percentile(tone[..., 2], .5) + 8); white = tone[..., 0] >= 228
+    step = cv2.absdiff(a[:, 1:], a[:, :-1]).astype(np.float32).mean(2)
     sharp = step > max(9., 3.5 * float(np.median(step)))
     sharp |= np.c_[sharp[:, 1:], sharp[:, -1:]] | np.c_[sharp[:, :1], sharp[:, :-1]]            # a resampled border is three pixels wide
-    dark, pale = black[:, 1:] & black[:, :-1], white[:, 1:] & white[:, :-1]
-    return (sharp | dark | pale).mean(0), step.mean(0), dark.mean(0)
+    return sharp | (black[:, 1:] & black[:, :-1]) | (white[:, 1:] & white[:, :-1]), step
 
-def _full(image: np.ndarray) -> bool:
-    "Is there a picture in it, not only black or paper?"
-    grey = image.max(2)
-    return bool(((grey > min(60, np.percentile(grey, 1) + 25)) & (image.min(2) < 228)).mean() > .12)
+class _Canvas:
+    "A picture under the knife: its seams along both axes, and where it shows anything, summed up for quick questions."
+    def __init__(self, image: np.ndarray):
+        self.axes = seam_maps(image), seam_maps(image.transpose(1, 0, 2))
+        hi, lo = image.max(2), image.min(2); lit = (hi > min(60, np.percentile(hi, 1) + 25)) & (lo < 228)
+        self.sums = [cv2.integral(m.astype(np.uint8)) for m in (lit, hi < 20, lo >= 228)]
+    def share(self, kind: int, box) -> float:
+        s, (x0, y0, x1, y1) = self.sums[kind], box
+        return float(s[y1, x1] - s[y0, x1] - s[y1, x0] + s[y0, x0]) / max(1, (x1 - x0) * (y1 - y0))
+    def full(self, box) -> bool: return self.share(0, box) > .12                             # a picture, not only black or paper
+    def void(self, box) -> bool: return max(self.share(1, box), self.share(2, box)) > .995   # what fills up a compound figure
 
-# %% ../nbs/03f_layout.ipynb #d2669a1a
-def _void(image: np.ndarray) -> bool:
-    "Nothing but the black, or the paper, that fills up a compound figure?"
-    return bool((image.max(2) < 20).mean() > .995 or (image.min(2) >= 228).mean() > .995)
+# %% ../nbs/03f_layout.ipynb #217395a2
+def _halves(box, axis: int, at: int):
+    "A box cut in two: axis 0 by a line that runs down, 1 by one that runs across."
+    x0, y0, x1, y1 = box
+    return ((x0, y0, x0 + at, y1), (x0 + at, y0, x1, y1)) if axis == 0 else ((x0, y0, x1, y0 + at), (x0, y0 + at, x1, y1))
 
-def _seams(image: np.ndarray, side: float) -> list[tuple[float, int]]:
-    "Seams that run down an image, clearest first: how much of the length is seam, and the column. Each half is a picture or a void."
-    h, w = image.shape[:2]; least = round(max(side, 8))
-    if w < 2 * least: return []
-    share, step, _ = seam_profile(image); usual, out = np.median(step), []
+def _seams(canvas: _Canvas, box, axis: int, side: int, lowest: float) -> list[tuple[float, tuple]]:
+    "Seams through a box along one axis, clearest first: how much of the length is seam, and the halves. Each is a picture or a void."
+    x0, y0, x1, y1 = box if axis == 0 else (box[1], box[0], box[3], box[2])
+    w, out = x1 - x0, []
+    if w < 2 * side: return out
+    seam, step = (m[y0:y1, x0:x1 - 1].mean(0) for m in canvas.axes[axis]); usual = np.median(step)
     even = np.array([round(w * k / m) - 1 for m in (2, 3, 4, 5) for k in range(1, m)])
-    open_ = np.zeros(w - 1, bool); open_[least - 1:w - least] = True
-    while len(out) < 3 and open_.any():
-        peak = share[open_].max(); i = int(np.flatnonzero(open_ & (share == peak))[0])
-        lo, hi = i, i                                                  # the stretch around it that is as good
-        while lo > least - 1 and open_[lo - 1] and share[lo - 1] >= peak - .02: lo -= 1
-        while hi < w - least - 1 and open_[hi + 1] and share[hi + 1] >= peak - .02: hi += 1
+    open_ = np.zeros(w - 1, bool); open_[side - 1:w - side] = True
+    while len(out) < 3 and open_.any() and (peak := seam[open_].max()) >= lowest:
+        lo = hi = int(np.flatnonzero(open_ & (seam == peak))[0])       # the stretch around it that is as good
+        while lo > side - 1 and open_[lo - 1] and seam[lo - 1] >= peak - .02: lo -= 1
+        while hi < w - side - 1 and open_[hi + 1] and seam[hi + 1] >= peak - .02: hi += 1
         at = lo + int(step[lo:hi + 1].argmax())
         if step[at] < 2.5 * usual + 1:                                 # a band of black: cut where the halves are even, else in its middle
             near = even[(even >= lo - .02 * w) & (even <= hi + .02 * w)]
             at = int(near[np.abs(near - (lo + hi) / 2).argmin()]) if len(near) else (lo + hi) // 2
-        halves = image[:, :at + 1], image[:, at + 1:]
-        if all(_full(x) or _void(x) for x in halves) and any(map(_full, halves)): out.append((float(peak), at + 1))
+        two = _halves(box, axis, at + 1)
+        if all(canvas.full(b) or canvas.void(b) for b in two) and any(map(canvas.full, two)): out.append((float(peak), two))
         open_[max(0, lo - 4):hi + 5] = False
     return out
 
-# %% ../nbs/03f_layout.ipynb #3b4a9864
+# %% ../nbs/03f_layout.ipynb #8c2167e8
 def seam_cuts(
     image: np.ndarray,           # uint8 RGB, without white gutters
     n: int = 0,                  # panels wanted; 0: only what can be seen
     clear: float = .93,          # so much of a seam must show, if nobody says that it is there
 ) -> list[tuple]:                # boxes in shares of width and height
     "Cut where panels touch: the clearest seam first, across or down, until no seam is left, or n panels are there."
-    k = min(1., 480 / max(image.shape[:2])); small = cv2.resize(image, None, fx=k, fy=k, interpolation=cv2.INTER_AREA)
-    h, w = small.shape[:2]; leaves, side = [(0, 0, w, h)], .15 * max(h, w)
+    k = min(1., 400 / max(image.shape[:2])); small = cv2.resize(image, None, fx=k, fy=k, interpolation=cv2.INTER_AREA)
+    h, w = small.shape[:2]; leaves, side, canvas = [(0, 0, w, h)], max(8, round(.15 * max(h, w))), _Canvas(small)
     lowest, (thin, wide) = (.6, (.33, 3.)) if n else (clear, (.5, 1.95))
-    part = lambda box: small[box[1]:box[3], box[0]:box[2]]
     @functools.cache
     def best(box):                                                     # its clearest seam whose halves may be panels, or rows of panels
-        x0, y0, x1, y1 = box
-        down = [(s, ((x0, y0, x0 + x, y1), (x0 + x, y0, x1, y1))) for s, x in _seams(part(box), side)]
-        across = [(s, ((x0, y0, x1, y0 + y), (x0, y0 + y, x1, y1))) for s, y in _seams(part(box).transpose(1, 0, 2), side)]
-        fits = lambda b: thin <= (b[2] - b[0]) / (b[3] - b[1]) <= wide or _void(part(b)) or best(b)[0] >= lowest
-        return next(((s, hs) for s, hs in sorted(down + across, key=lambda c: -c[0]) if s >= lowest and all(map(fits, hs))), (0., ()))
+        found = sorted(_seams(canvas, box, 0, side, lowest) + _seams(canvas, box, 1, side, lowest), key=lambda c: -c[0])
+        fits = lambda b: thin <= (b[2] - b[0]) / (b[3] - b[1]) <= wide or canvas.void(b) or best(b)[0] >= lowest
+        return next((f for f in found if all(map(fits, f[1]))), (0., ()))
     while not n or len(leaves) < n:
         leaf = max(leaves, key=lambda l: best(l)[0]); value, halves = best(leaf)
         if value < lowest: break
-        i = leaves.index(leaf); leaves[i:i + 1] = [b for b in halves if not _void(part(b))]
+        i = leaves.index(leaf); leaves[i:i + 1] = [b for b in halves if not canvas.void(b)]
     return [(a / w, b / h, c / w, d / h) for a, b, c, d in leaves]
 
 # %% ../nbs/03f_layout.ipynb #43d137ef
