@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['FACES', 'STYLES_OF_TYPE', 'PLAIN', 'LIGATURES', 'Spans', 'MARKS', 'OCTAVO', 'SQUARE', 'TUNING', 'HELDOUT', 'FOREIGN',
-           'GROUPS', 'FULL', 'GAP', 'DRAWINGS', 'HEADS', 'font_file', 'load_font', 'has_glyph', 'Type', 'runs', 'width',
-           'Piece', 'pieces', 'hyphen_points', 'take_line', 'wrap', 'printed', 'Sheet', 'Block', 'text_block', 'Panel',
-           'categories_of', 'make_panel', 'variant', 'Cast', 'make_cast', 'cropped', 'Marks', 'names_of', 'joined',
-           'softened', 'Caption', 'compose', 'Layout', 'arrange', 'burn', 'encode', 'Look', 'lay_out', 'Template',
-           'full_width', 'number_of', 'Story', 'with_extras', 'Figure', 'caption_spans', 'make_figure', 'logo',
-           'drawing', 'picture_block', 'ornament', 'Book', 'Scan', 'photograph', 'corners', 'new_canvas', 'show_page',
-           'Atlas', 'make_atlas']
+           'GROUPS', 'FULL', 'GAP', 'DRAWINGS', 'HEADS', 'BAD', 'font_file', 'load_font', 'has_glyph', 'Type', 'runs',
+           'width', 'Piece', 'pieces', 'hyphen_points', 'take_line', 'wrap', 'printed', 'Sheet', 'Block', 'text_block',
+           'Panel', 'categories_of', 'make_panel', 'variant', 'Cast', 'make_cast', 'cropped', 'Marks', 'names_of',
+           'joined', 'softened', 'Caption', 'compose', 'Layout', 'arrange', 'burn', 'encode', 'Look', 'lay_out',
+           'Template', 'full_width', 'number_of', 'Story', 'with_extras', 'Figure', 'caption_spans', 'make_figure',
+           'logo', 'drawing', 'picture_block', 'ornament', 'Book', 'Scan', 'photograph', 'corners', 'new_canvas',
+           'show_page', 'Atlas', 'make_atlas', 'bad_pdf', 'Settings', 'build']
 
-# %% ../nbs/03e_pages.ipynb #03a0aedb
+# %% ../nbs/03e_pages.ipynb #f331b32c
 import functools, io, re, shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,12 +23,12 @@ import cv2
 import numpy as np
 from fastcore.basics import patch
 from PIL import Image, ImageDraw, ImageFont
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from .captions import caption, render
 from .eye import DISEASES, Eye, sample_eye
 from .knowledge import corpus, load_knowledge
-from .profiles import MODALITIES, nearest, resource, write_json
+from .profiles import Run, nearest, resource, stage, write_json
 
 # %% ../nbs/03e_pages.ipynb #a457e300
 FACES = {   # regular, bold, italic: a standard PDF font, a file of matplotlib's, or a subset of ours in data/fonts
@@ -515,14 +515,14 @@ class Template(BaseModel, extra="forbid", frozen=True):
         "The type of running text, or another size of it."
         return Type(self.latin, self.cjk, size or self.body, self.leading, self.justify, self.hyphenate, self.ligatures, **more)
 
-# %% ../nbs/03e_pages.ipynb #e78bda64
+# %% ../nbs/03e_pages.ipynb #0d5c7445
 OCTAVO, SQUARE = (498.9, 708.7), (612., 612.)
 
 TUNING = (
     Template(name="English monograph", hyphenate=True, justify=True, marks=("comma", "parenthesis", "colon"),
              looks=(Look(), Look(gutter=2, whole=True), Look(letters="over", gutter=6))),
     Template(name="Chinese handbook", language="zh", latin="helvetica", page=(538.6, 751.2), body=10.5, small=9, leading=1.45,
-             marks=("dot", "parenthesis", "colon"), bold=False, places=("under", "beside"),
+             marks=("dot", "parenthesis", "colon"), bold=False, places=("under", "beside", "next"),
              looks=(Look(letters="below", gutter=8), Look(whole=True, gutter=3))),
     Template(name="Textbook in two columns", latin="helvetica", columns=2, body=9, small=8, margins=(64, 60, 50, 50), hyphenate=True,
              label="Fig. {c}.{n}", marks=("small", "small parenthesis", "comma"), wide=.4, head="rule", foot="outer",
@@ -542,7 +542,7 @@ TUNING += (
              looks=(Look(letters="burned"), Look(letters="below", gutter=6), Look(whole=True, black=True, gutter=2))),
 )
 
-# %% ../nbs/03e_pages.ipynb #c85383ce
+# %% ../nbs/03e_pages.ipynb #68867a88
 HELDOUT = (
     Template(name="American monograph", page=(504., 720.), margins=(60, 58, 54, 54), latin="stix", body=10.5, small=9, hyphenate=True, justify=True,
              ligatures=True, label="Figure {c}.{n}", marks=("parenthesis", "small", "comma"), places=("under", "under", "above"),
@@ -551,7 +551,7 @@ HELDOUT = (
              label="FIGURE {c}–{n}.", marks=("small parenthesis", "colon", "dot"), wide=.5, head="rule", foot="outer", bold=True,
              looks=(Look(letters="boxed", corner="bottom left", gutter=2), Look(whole=True, gutter=1.5, black=True), Look(letters="below", gutter=7))),
     Template(name="Chinese atlas", language="zh", latin="song", cjk="song", page=(595.3, 785.2), body=11, small=9.5, leading=1.5, justify=True,
-             label_zh="图 {c}-{n}", marks=("parenthesis", "dot", "sides"), bold=False, places=("under", "above"),
+             label_zh="图 {c}-{n}", marks=("parenthesis", "dot", "sides"), bold=False, places=("under", "above", "next"),
              looks=(Look(whole=True, gutter=2), Look(letters="burned", corner="bottom left", gutter=5))),
     Template(name="Chinese textbook", language="zh", latin="stix", cjk="song", columns=2, body=9.5, small=8.5, leading=1.4, full_width=True, justify=True,
              margins=(66, 62, 52, 52), label_zh="图{c}.{n}", marks=("colon", "small", "sides comma"), bold=False, wide=.3, foot="outer",
@@ -904,7 +904,7 @@ def columns(self: Book, template: Template, chapter: int, story: Story, sheet: S
             figure.draw(sheet, x, y) if isinstance(figure, Block) else self.place(figure, sheet, x, y); y += height + space
         story.pour(sheet, x, y, room, y1)
 
-# %% ../nbs/03e_pages.ipynb #3c49ea57
+# %% ../nbs/03e_pages.ipynb #600c13b7
 class Scan(BaseModel, extra="forbid", frozen=True):
     "What a scanner does to a page."
     dpi: int = 200
@@ -913,7 +913,7 @@ class Scan(BaseModel, extra="forbid", frozen=True):
     noise: float = 4.             # standard deviation of Gaussian noise, grey levels of 255
     shade: float = .08            # the darkest place of the page loses up to this share of its light
     paper: tuple[int, int, int] = (250, 247, 240)
-    quality: int = 80             # of the JPEG
+    quality: int = 75             # of the JPEG
 
 def photograph(
     page: np.ndarray,             # uint8 (h, w, 3), rendered at scan.dpi
@@ -989,3 +989,72 @@ def make_atlas(
     truth = dict(pages=book.pages, pairs=book.pairs, not_figures=book.not_figures)
     write_json(folder / "truth.json", truth)
     return Atlas(folder / "atlas.pdf", truth)
+
+# %% ../nbs/03e_pages.ipynb #72122e0f
+def _sheet(path: Path, pages: int = 1, size=(595.28, 841.89), image: np.ndarray | None = None, **options) -> Path:
+    "A small PDF: a line of text on each page, and perhaps an image with a caption."
+    from reportlab.pdfgen.canvas import Canvas
+    canvas = Canvas(str(path), pagesize=size, invariant=1, **options)
+    for i in range(pages):
+        canvas.setFont("Times-Roman", 10); canvas.drawString(72, size[1] - 72, f"The retina lines the inside of the eye. Page {i + 1}.")
+        if image is not None:
+            Sheet(canvas, i, size).picture(encode(image, True), (72, 100, 272, 300)); canvas.drawString(72, size[1] - 314, "Figure 1-1. Fundus photograph of the right eye.")
+        canvas.showPage()
+    canvas.save()
+    return path
+
+def _huge_image(path: Path, side: int = 20_000) -> Path:
+    "A valid PDF of half a megabyte whose one image unpacks to 400 million pixels."
+    import zlib
+    squeeze = zlib.compressobj(9); data = b"".join(squeeze.compress(bytes(side * 500)) for _ in range(side // 500)) + squeeze.flush()
+    stream = lambda head, body: b"<<" + head + b"/Length %d>>\nstream\n%s\nendstream" % (len(body), body)
+    image = b"/Type/XObject/Subtype/Image/Width %d/Height %d/ColorSpace/DeviceGray/BitsPerComponent 8/Filter/FlateDecode" % (side, side)
+    page = b"<</Type/Page/Parent 2 0 R/MediaBox[0 0 595 842]/Resources<</XObject<</I 4 0 R>>>>/Contents 5 0 R>>"
+    parts = [b"<</Type/Catalog/Pages 2 0 R>>", b"<</Type/Pages/Kids[3 0 R]/Count 1>>", page, stream(image, data), stream(b"", b"q 400 0 0 400 90 300 cm /I Do Q")]
+    out, places = b"%PDF-1.4\n", []
+    for i, part in enumerate(parts, 1): places.append(len(out)); out += b"%d 0 obj\n%s\nendobj\n" % (i, part)
+    table = b"xref\n0 %d\n0000000000 65535 f \n" % (len(parts) + 1) + b"".join(b"%010d 00000 n \n" % at for at in places)
+    path.write_bytes(out + table + b"trailer\n<</Size %d/Root 1 0 R>>\nstartxref\n%d\n%%%%EOF\n" % (len(parts) + 1, len(out)))
+    return path
+
+# %% ../nbs/03e_pages.ipynb #c9d8f7bb
+BAD = ("encrypted", "corrupt", "truncated", "many pages", "no figure", "huge page", "tiny image", "huge image", "not a pdf", "empty")
+
+def bad_pdf(
+    kind: str,               # one of BAD
+    path: str | Path,        # where to write it
+    pages: int = 1000,       # of `many pages`
+) -> Path:
+    "A PDF that a reader must survive. ValueError: unknown kind."
+    path = Path(path)
+    if kind not in BAD: raise ValueError(nearest(kind, BAD, "kind"))
+    picture = lambda n: make_panel(sample_eye(0, "normal"), "CFP", n).image
+    if kind == "encrypted": return _sheet(path, encrypt="a password")
+    if kind == "many pages": return _sheet(path, pages)
+    if kind == "no figure": return _sheet(path)
+    if kind == "huge page": return _sheet(path, size=(14_400, 14_400), image=picture(64))
+    if kind == "tiny image": return _sheet(path, image=np.zeros((1, 1, 3), np.uint8))
+    if kind == "huge image": return _huge_image(path)
+    if kind == "not a pdf": path.write_bytes(encode(picture(64), False)); return path
+    if kind == "empty": path.write_bytes(b""); return path
+    good = _sheet(path, 3, image=picture(64)).read_bytes(); half = len(good) // 2
+    noise = np.random.default_rng(0).bytes(len(good) - half)
+    path.write_bytes(good[:half] + (noise if kind == "corrupt" else b""))
+    return path
+
+# %% ../nbs/03e_pages.ipynb #2de2b9d0
+class Settings(BaseModel, extra="forbid"):
+    "What the stage prints."
+    pages: int = Field(7, ge=1)                              # in all
+    scanned: int = Field(1, ge=0)                            # the last ones of them are scans
+    size: int = Field(224, ge=32)                            # pixels of a panel
+    group: Literal["tuning", "heldout", "foreign"] = "tuning"
+
+@stage("03e_pages", settings=Settings)
+def build(run: Run, folder: Path, settings: Settings, inputs: dict[str, Path]) -> dict:
+    "An atlas of phantoms: atlas.pdf, truth.json, panels/."
+    photos = range(max(settings.pages - settings.scanned, 0), settings.pages)
+    atlas = make_atlas(folder, settings.pages, run.seed, GROUPS[settings.group], scanned=photos, size=settings.size)
+    figures = {(p["page"], p["figure"]) for p in atlas.truth["pairs"]}
+    return dict(pages=settings.pages, scanned=len(photos), figures=len(figures), panels=len(atlas.truth["pairs"]),
+                megabytes=round(atlas.pdf.stat().st_size / 1e6, 2))
