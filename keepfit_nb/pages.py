@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['FACES', 'STYLES_OF_TYPE', 'PLAIN', 'LIGATURES', 'Spans', 'MARKS', 'OCTAVO', 'SQUARE', 'TUNING', 'HELDOUT', 'FOREIGN',
-           'GROUPS', 'FULL', 'GAP', 'DRAWINGS', 'HEADS', 'BAD', 'font_file', 'load_font', 'has_glyph', 'Type', 'runs',
-           'width', 'Piece', 'pieces', 'hyphen_points', 'take_line', 'wrap', 'printed', 'Sheet', 'Block', 'text_block',
-           'Panel', 'categories_of', 'make_panel', 'variant', 'Cast', 'make_cast', 'cropped', 'Marks', 'names_of',
-           'joined', 'softened', 'Caption', 'compose', 'Layout', 'arrange', 'burn', 'encode', 'Look', 'lay_out',
-           'Template', 'full_width', 'number_of', 'Story', 'with_extras', 'Figure', 'caption_spans', 'make_figure',
-           'logo', 'drawing', 'picture_block', 'ornament', 'Book', 'Scan', 'photograph', 'corners', 'new_canvas',
-           'show_page', 'Atlas', 'make_atlas', 'bad_pdf', 'Settings', 'build']
+           'GROUPS', 'FULL', 'GAP', 'DRAWINGS', 'HEADS', 'SAMPLE', 'BAD', 'font_file', 'load_font', 'has_glyph', 'Type',
+           'runs', 'width', 'Piece', 'pieces', 'hyphen_points', 'take_line', 'wrap', 'printed', 'Sheet', 'Block',
+           'text_block', 'Panel', 'categories_of', 'make_panel', 'variant', 'Cast', 'make_cast', 'cropped', 'Marks',
+           'names_of', 'joined', 'softened', 'Caption', 'compose', 'Layout', 'arrange', 'burn', 'encode', 'Look',
+           'lay_out', 'Template', 'full_width', 'number_of', 'Story', 'with_extras', 'Figure', 'caption_spans',
+           'make_figure', 'logo', 'drawing', 'picture_block', 'ornament', 'Book', 'Scan', 'photograph', 'corners',
+           'new_canvas', 'show_page', 'Atlas', 'make_atlas', 'bad_pdf', 'Settings', 'build']
 
 # %% ../nbs/03e_pages.ipynb #f331b32c
 import functools, io, re, shutil
@@ -104,10 +104,10 @@ def width(text: str, style: str, kind: Type) -> float:
     size = kind.size * (.66 if style == "s" else 1)
     return sum(load_font(face, style).stringWidth(part, size) for face, part in runs(text, style, kind))
 
-# %% ../nbs/03e_pages.ipynb #7187e109
+# %% ../nbs/03e_pages.ipynb #87168940
 _WIDE = "\u2e80-\u9fff\uf900-\ufaff\uff01-\uffef\u3000-\u303f"
 _PIECE = re.compile(rf"(\s*)([{_WIDE}]|[^\s{_WIDE}]+)")
-_NOT_FIRST = set("，。；：、）】》”’！？～,.;:)]")
+_NEVER_FIRST = set("，。；：、）】》！？～")     # on a line, in Chinese
 PLAIN = {"–": "-", "—": "-", "‘": "'", "’": "'", "“": '"', "”": '"'}     # for a face that lacks the fine ones
 LIGATURES = {"ffi": "ﬃ", "ffl": "ﬄ", "fi": "ﬁ", "fl": "ﬂ", "ff": "ﬀ"}
 
@@ -132,8 +132,8 @@ def pieces(spans: Spans, kind: Type) -> list[Piece]:
             if fine in text and not has_glyph(fine, kind.latin, style): text = text.replace(fine, plain)
         for space, word in _PIECE.findall(text):
             space, open_space = space or open_space, False
-            stuck = bool(out) and not space and (word[0] in _NOT_FIRST or style == "s" or out[-1].text in "（《“【〔")
-            if stuck and style == out[-1].style: out[-1] = replace(out[-1], text=out[-1].text + word)
+            stuck = bool(out) and (word[0] in _NEVER_FIRST or not space and (word[0] in ",.;:)]’”" or style == "s" or out[-1].text in "（《“【〔"))
+            if stuck and not space and style == out[-1].style: out[-1] = replace(out[-1], text=out[-1].text + word)
             else: out.append(Piece(word, style, bool(space), stuck))
         open_space = text[-1:].isspace() or open_space and not text.strip()
     return out
@@ -759,7 +759,7 @@ def ornament(template: Template, chapter: int, n: int, r: np.random.Generator, r
     words = [[("b" if template.bold and lang == "en" else "", label(lang)), ("", " " + DRAWINGS[lang][which])] for lang in languages]
     return picture_block(drawing(r), "drawing", room, float(r.uniform(.4, .6)), words, template.type(template.small))
 
-# %% ../nbs/03e_pages.ipynb #c8436fa2
+# %% ../nbs/03e_pages.ipynb #9ef96a17
 class Book:
     "Prints pages and keeps the truth."
     def __init__(self, canvas, r: np.random.Generator, size: int, panels: Path | None):
@@ -785,9 +785,9 @@ class Book:
         sheet = Sheet(paper, len(self.pages), (w, h)); area = (left, top, w - right, h - bottom)
         self.margins(template, chapter, sheet, area)
         y = self.legend_of(template, sheet, area) if self.legend else top
-        if first: y = self.heading(template, chapter, sheet, area, y)
         place = str(self.r.choice(template.places))
         if place == "next" and (last or y > top): place = str(self.r.choice([p for p in template.places if p != "next"] or ["under"]))
+        if first and place != "next": y = self.heading(template, chapter, sheet, area, y)
         if place == "next": self.plate(template, chapter, sheet, area)
         elif place == "foot": self.foot_page(template, chapter, story, sheet, (left, y, w - right, h - bottom))
         else: self.fill(template, chapter, story, sheet, (left, y, w - right, h - bottom), place)
@@ -989,6 +989,9 @@ def make_atlas(
     truth = dict(pages=book.pages, pairs=book.pairs, not_figures=book.not_figures)
     write_json(folder / "truth.json", truth)
     return Atlas(folder / "atlas.pdf", truth)
+
+# %% ../nbs/03e_pages.ipynb #e2ce9b32
+SAMPLE = dict(pages=12, seed=7, templates=TUNING, scanned=(10, 11), size=208, keep=False)     # make_atlas("data/atlas", **SAMPLE) makes what ships
 
 # %% ../nbs/03e_pages.ipynb #72122e0f
 def _sheet(path: Path, pages: int = 1, size=(595.28, 841.89), image: np.ndarray | None = None, **options) -> Path:
