@@ -407,6 +407,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'keepfit_nb.pages.Story.reference': ('pages.html#story.reference', 'keepfit_nb/pages.py'),
                                   'keepfit_nb.pages.Template': ('pages.html#template', 'keepfit_nb/pages.py'),
                                   'keepfit_nb.pages.Template.type': ('pages.html#template.type', 'keepfit_nb/pages.py'),
+                                  'keepfit_nb.pages.TooTall': ('pages.html#tootall', 'keepfit_nb/pages.py'),
                                   'keepfit_nb.pages.Type': ('pages.html#type', 'keepfit_nb/pages.py'),
                                   'keepfit_nb.pages.Type.font': ('pages.html#type.font', 'keepfit_nb/pages.py'),
                                   'keepfit_nb.pages.Type.line': ('pages.html#type.line', 'keepfit_nb/pages.py'),

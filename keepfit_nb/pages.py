@@ -9,8 +9,8 @@ __all__ = ['FACES', 'STYLES_OF_TYPE', 'PLAIN', 'LIGATURES', 'Spans', 'MARKS', 'O
            'text_block', 'Panel', 'categories_of', 'make_panel', 'variant', 'Cast', 'make_cast', 'cropped', 'Marks',
            'names_of', 'joined', 'softened', 'Caption', 'compose', 'Layout', 'arrange', 'burn', 'encode', 'Look',
            'lay_out', 'Template', 'full_width', 'number_of', 'Story', 'with_extras', 'Figure', 'caption_spans',
-           'make_figure', 'logo', 'drawing', 'picture_block', 'ornament', 'Book', 'Scan', 'photograph', 'corners',
-           'new_canvas', 'show_page', 'Atlas', 'make_atlas', 'bad_pdf', 'Settings', 'build']
+           'make_figure', 'TooTall', 'logo', 'drawing', 'picture_block', 'ornament', 'Book', 'Scan', 'photograph',
+           'corners', 'new_canvas', 'show_page', 'Atlas', 'make_atlas', 'bad_pdf', 'Settings', 'build']
 
 # %% ../nbs/03e_pages.ipynb #f331b32c
 import functools, io, re, shutil
@@ -138,7 +138,7 @@ def pieces(spans: Spans, kind: Type) -> list[Piece]:
         open_space = text[-1:].isspace() or open_space and not text.strip()
     return out
 
-# %% ../nbs/03e_pages.ipynb #119d6197
+# %% ../nbs/03e_pages.ipynb #ec2f081d
 def hyphen_points(word: str) -> list[int]:
     "Where a word may be cut: behind a hyphen of its own, or between a vowel and a consonant, three letters from either end. Ours."
     own = [i + 1 for i, c in enumerate(word[:-2]) if c == "-" and i > 1]
@@ -163,7 +163,7 @@ def take_line(
             if used + gap + width(head, first.style, kind) <= room:
                 todo[0] = Piece(first.text[cut:], first.style)
                 return line + [replace(first, text=head)]
-        if not line: line.append(todo.pop(0))                 # wider than the line: it sticks out
+        if not line: line += todo[:tail]; del todo[:tail]      # wider than the line: it sticks out
         break
     return line
 
@@ -652,15 +652,16 @@ def caption_spans(template: Template, captions: dict[str, Caption]) -> list[list
     wide = lambda lang, t: full_width(t) if template.full_width and lang == "zh" else t
     return [[(s, wide(lang, t)) for s, t in captions[lang].spans] + [("", template.credit)] * bool(template.credit) for lang in order]
 
-# %% ../nbs/03e_pages.ipynb #4be48831
+# %% ../nbs/03e_pages.ipynb #5ac9cd72
 def make_figure(
     template: Template, chapter: int, n: int, r: np.random.Generator, room: float, tall: float, size: int,
     place: str = "under",          # of the caption
     cast: Cast | None = None,      # the panels; None draws phantoms
+    most: int = 4,                 # panels of phantoms
 ) -> tuple[Figure, list]:          # the figure; the paragraphs of its caption (for a legend elsewhere)
-    "Compose, measure and describe one figure. The picture shrinks until it fits."
+    "Compose, measure and describe one figure. The picture shrinks until it fits; TooTall when it would become a stamp."
     marks = MARKS[str(r.choice(template.marks))]; look = template.looks[int(r.integers(len(template.looks)))]
-    cast = cast or make_cast(r, size, template.most, not marks.sides)
+    cast = cast or make_cast(r, size, most, not marks.sides)
     count = len(cast.panels); shape, rows = arrange(count, r, room < 300)
     if marks.sides: shape, rows, marks = _fit_sides(count, shape, rows, marks)
     if marks.sides: look = replace(look, letters="none", downwards=False)
@@ -683,15 +684,18 @@ def _fit_sides(count, shape, rows, marks):
     if (count, shape) in ((2, "row"), (3, "row"), (2, "column"), (4, "square")): return shape, rows, marks
     return shape, rows, MARKS["comma"]
 
-# %% ../nbs/03e_pages.ipynb #630e04cf
+# %% ../nbs/03e_pages.ipynb #4a5193cb
 GAP = 6.      # points between picture and caption
+
+class TooTall(ValueError):
+    "A figure and its caption do not fit into their place."
 
 def _fit(cast, names, rows, look, kind, paragraphs, room, tall, place, r):
     "The largest size at which picture and caption fit into room × tall."
     low, high = (.52, .62) if place == "beside" else (.85, 1.) if place == "next" else (.75, 1.) if len(rows[0]) > 1 else (.35, .5) if len(rows) > 1 else (.5, .8)
     share = float(r.uniform(low, high))
     left = bool(r.random() < .5); low = bool(r.random() < .5)
-    for _ in range(30):
+    for _ in range(9):
         layout = lay_out(cast.panels, names, rows, share * room, look, kind)
         wide = max(b[2] for b in layout.boxes)
         texts = [text_block(p, room - wide - 14 if place == "beside" else room, kind) for p in paragraphs] if place != "next" else []
@@ -699,7 +703,7 @@ def _fit(cast, names, rows, look, kind, paragraphs, room, tall, place, r):
         height = max(layout.height, words) if place == "beside" else layout.height + (GAP + words if texts else 0)
         if height <= tall: break
         share *= .9
-    else: raise ValueError(f"a figure of {len(cast.panels)} panels and its caption do not fit into {room:.0f} × {tall:.0f} points")
+    else: raise TooTall(f"a figure of {len(cast.panels)} panels and its caption do not fit into {room:.0f} × {tall:.0f} points; shorten the caption or show fewer panels")
     spot = ((0 if left else room - wide) if place == "beside" else (room - wide) / 2, GAP + words if place == "above" else 0.)
     start = {"above": (0., 0.), "beside": ((wide + 14) if left else 0., max(layout.height - words, 0.) if low else 0.)}.get(place, (0., layout.height + GAP))
     def draw(sheet, x, y):
@@ -804,7 +808,7 @@ class Book:
         x = (w - wide) / 2 if template.foot == "centre" else w - right - wide if sheet.number % 2 == 0 else left
         sheet.words([number], x, y, kind); sheet.other("page number", (x, y - kind.size, x + wide, y + 2))
 
-# %% ../nbs/03e_pages.ipynb #067fad97
+# %% ../nbs/03e_pages.ipynb #3fc880b4
 HEADS = {"en": ("Diseases of the macula", "Vessels of the retina", "The optic disc", "Degenerations", "Atlas of the retina"),
          "zh": ("黄斑疾病", "视网膜血管", "视盘", "变性疾病", "眼底图谱")}
 
@@ -837,8 +841,8 @@ def next_number(self: Book, chapter: int) -> int:
 @patch
 def plate(self: Book, template: Template, chapter: int, sheet: Sheet, area) -> None:
     "A whole page for the pictures; their legend follows on the next."
-    x0, y0, x1, y1 = area; n = self.next_number(chapter); kind = template.type(template.body + 1)
-    figure, paragraphs = make_figure(template, chapter, n, self.r, x1 - x0, y1 - y0 - 40, self.size, "next", next(self.casts, None))
+    x0, y0, x1, y1 = area; kind = template.type(template.body + 1)
+    figure, paragraphs = self.figure(template, chapter, x1 - x0, y1 - y0 - 40, "next"); n = self.count[chapter]
     new = self.place(figure, sheet, x0, y0 + (y1 - y0 - 40 - figure.block.height) * .4)
     name = f"彩图{n}" if template.language == "zh" else f"Plate {n}"
     text_block([("b" if template.language == "en" else "", name)], x1 - x0, kind, centre=True).draw(sheet, x0, y1 - 24)
@@ -854,13 +858,13 @@ def legend_of(self: Book, template: Template, sheet: Sheet, area) -> float:
     for pair in new: pair["caption_page"] = sheet.number
     return y + 18
 
-# %% ../nbs/03e_pages.ipynb #5f081c81
+# %% ../nbs/03e_pages.ipynb #982303c0
 @patch
 def fill(self: Book, template: Template, chapter: int, story: Story, sheet: Sheet, area, place: str) -> None:
     "Columns of text with figures in them; a wide figure may stand above or below them."
     x0, y0, x1, y1 = area; space = 16.
     if template.columns > 1 and self.r.random() < template.wide:
-        figure = self.figure(template, chapter, x1 - x0, .55 * (y1 - y0), place)
+        figure = self.figure(template, chapter, x1 - x0, .55 * (y1 - y0), place)[0]
         if self.r.random() < .5: self.place(figure, sheet, x0, y0); y0 += figure.block.height + space
         else:
             self.columns(template, chapter, story, sheet, (x0, y0, x1, y1 - figure.block.height - space), [])
@@ -871,19 +875,25 @@ def fill(self: Book, template: Template, chapter: int, story: Story, sheet: Shee
 
 @patch
 def foot_page(self: Book, template: Template, chapter: int, story: Story, sheet: Sheet, area) -> None:
-    "Two figures in the text; their captions stand together at the foot of the page."
-    x0, y0, x1, y1 = area; room, kind = x1 - x0, template.type(template.small); made = []
-    for _ in range(2): made.append(make_figure(template, chapter, self.next_number(chapter), self.r, room, .24 * (y1 - y0), self.size, "next", next(self.casts, None)))
-    texts = [text_block(p, room, kind) for _, paragraphs in made for p in paragraphs]; words = sum(t.height for t in texts)
-    free = y1 - y0 - words - 16 - sum(f.block.height + 24 for f, _ in made)
+    "One or two figures in the text; their captions stand together at the foot of the page."
+    x0, y0, x1, y1 = area; room, kind = x1 - x0, template.type(template.small); made, texts, free = [], [], y1 - y0 - 16
+    while not made or len(made) < 2 and free > .6 * (y1 - y0):
+        made.append(self.figure(template, chapter, room, .24 * (y1 - y0), "next")); new = [text_block(p, room, kind) for p in made[-1][1]]
+        texts += new; free -= made[-1][0].block.height + 24 + sum(t.height for t in new)
+    words = sum(t.height for t in texts)
     for figure, _ in made:
-        story.pour(sheet, x0, y0, room, y0 + free / 2); y0 += free / 2 + 10
+        story.pour(sheet, x0, y0, room, y0 + free / len(made)); y0 += free / len(made) + 10
         self.place(figure, sheet, x0, y0); y0 += figure.block.height + 14
     _print(sheet, texts, x0, y1 - words)
 
 @patch
-def figure(self: Book, template, chapter, room, tall, place) -> Figure:
-    return make_figure(template, chapter, self.next_number(chapter), self.r, room, tall, self.size, place, next(self.casts, None))[0]
+def figure(self: Book, template: Template, chapter: int, room: float, tall: float, place: str) -> tuple[Figure, list]:
+    "The next figure; phantoms with too many words for the place give way to fewer panels."
+    n, own = self.next_number(chapter), next(self.casts, None)
+    for most in ([template.most] if own else [template.most, 3, 2, 1, 1, 1]):
+        try: return make_figure(template, chapter, n, self.r, room, tall, self.size, place, own, most)
+        except TooTall as err: problem = err
+    raise problem
 
 @patch
 def columns(self: Book, template: Template, chapter: int, story: Story, sheet: Sheet, area, places: list[str]) -> None:
@@ -891,20 +901,23 @@ def columns(self: Book, template: Template, chapter: int, story: Story, sheet: S
     x0, y0, x1, y1 = area; k = template.columns; room = (x1 - x0 - template.gap * (k - 1)) / k; space, line = 14., template.type().line
     extra = int(self.r.integers(k)) if places and self.r.random() < template.ornaments else -1
     for c in range(k):
-        x, y, mine = x0 + c * (room + template.gap), y0, places[c::k]
-        tall = (y1 - y0) / max(len(mine) + (c == extra), 1) - 2 * space
-        figures = [self.figure(template, chapter, room, tall, p) for p in mine if tall > 120]
+        x, y, free, blocks = x0 + c * (room + template.gap), y0, y1 - y0, []
         if c == extra:
-            block = ornament(template, chapter, self.next_number(chapter), self.r, room, self.size)
-            if block.height <= tall: figures.insert(int(self.r.integers(len(figures) + 1)), block)
-        heights = [f.height if isinstance(f, Block) else f.block.height for f in figures]
-        shares = self.r.dirichlet(np.ones(len(figures) + 1)) * (y1 - y0 - sum(h + 2 * space for h in heights))
-        for figure, height, share in zip(figures, heights, np.floor(shares / line) * line):
+            block = ornament(template, chapter, self.next_number(chapter), self.r, room, self.size); blocks.append((block, block.height))
+            free -= block.height + 2 * space
+        for i, place in enumerate(places[c::k]):
+            tall = free - 2 * space if i or c == extra else min(free - 2 * space, .62 * (y1 - y0))
+            if tall < 200: break
+            figure = self.figure(template, chapter, room, tall, place)[0]; blocks.append((figure, figure.block.height))
+            free -= figure.block.height + 2 * space
+        if c == extra and self.r.random() < .5: blocks.append(blocks.pop(0))
+        shares = np.floor(self.r.dirichlet(np.ones(len(blocks) + 1)) * free / line) * line
+        for (block, height), share in zip(blocks, shares):
             if share > 0: story.pour(sheet, x, y, room, y + share + .1); y += share + space
-            figure.draw(sheet, x, y) if isinstance(figure, Block) else self.place(figure, sheet, x, y); y += height + space
+            block.draw(sheet, x, y) if isinstance(block, Block) else self.place(block, sheet, x, y); y += height + space
         story.pour(sheet, x, y, room, y1)
 
-# %% ../nbs/03e_pages.ipynb #600c13b7
+# %% ../nbs/03e_pages.ipynb #662cd9e2
 class Scan(BaseModel, extra="forbid", frozen=True):
     "What a scanner does to a page."
     dpi: int = 200
@@ -913,7 +926,7 @@ class Scan(BaseModel, extra="forbid", frozen=True):
     noise: float = 4.             # standard deviation of Gaussian noise, grey levels of 255
     shade: float = .08            # the darkest place of the page loses up to this share of its light
     paper: tuple[int, int, int] = (250, 247, 240)
-    quality: int = 75             # of the JPEG
+    quality: int = 60             # of the JPEG
 
 def photograph(
     page: np.ndarray,             # uint8 (h, w, 3), rendered at scan.dpi
@@ -990,8 +1003,8 @@ def make_atlas(
     write_json(folder / "truth.json", truth)
     return Atlas(folder / "atlas.pdf", truth)
 
-# %% ../nbs/03e_pages.ipynb #e2ce9b32
-SAMPLE = dict(pages=12, seed=7, templates=TUNING, scanned=(10, 11), size=208, keep=False)     # make_atlas("data/atlas", **SAMPLE) makes what ships
+# %% ../nbs/03e_pages.ipynb #20affd77
+SAMPLE = dict(pages=12, seed=7, templates=TUNING, scanned=(10, 11), size=176, keep=False)     # make_atlas("data/atlas", **SAMPLE) makes what ships
 
 # %% ../nbs/03e_pages.ipynb #72122e0f
 def _sheet(path: Path, pages: int = 1, size=(595.28, 841.89), image: np.ndarray | None = None, **options) -> Path:
