@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['FACES', 'STYLES_OF_TYPE', 'PLAIN', 'LIGATURES', 'Spans', 'MARKS', 'OCTAVO', 'SQUARE', 'TUNING', 'HELDOUT', 'FOREIGN',
-           'GROUPS', 'FULL', 'GAP', 'DRAWINGS', 'HEADS', 'font_file', 'load_font', 'has_glyph', 'Type', 'runs', 'width',
-           'Piece', 'pieces', 'hyphen_points', 'take_line', 'wrap', 'printed', 'Sheet', 'Block', 'text_block', 'Panel',
-           'categories_of', 'make_panel', 'variant', 'Cast', 'make_cast', 'cropped', 'Marks', 'names_of', 'joined',
-           'softened', 'Caption', 'compose', 'Layout', 'arrange', 'burn', 'encode', 'Look', 'lay_out', 'Template',
-           'full_width', 'number_of', 'Story', 'with_extras', 'Figure', 'caption_spans', 'make_figure', 'logo',
-           'drawing', 'picture_block', 'ornament', 'Book', 'Scan', 'photograph', 'corners', 'new_canvas', 'show_page',
-           'Atlas', 'make_atlas']
+           'GROUPS', 'FULL', 'GAP', 'DRAWINGS', 'HEADS', 'SAMPLE', 'BAD', 'font_file', 'load_font', 'has_glyph', 'Type',
+           'runs', 'width', 'Piece', 'pieces', 'hyphen_points', 'take_line', 'wrap', 'printed', 'Sheet', 'Block',
+           'text_block', 'Panel', 'categories_of', 'make_panel', 'variant', 'Cast', 'make_cast', 'cropped', 'Marks',
+           'names_of', 'joined', 'softened', 'Caption', 'compose', 'Layout', 'arrange', 'burn', 'encode', 'Look',
+           'lay_out', 'Template', 'full_width', 'number_of', 'Story', 'with_extras', 'Figure', 'caption_spans',
+           'make_figure', 'TooTall', 'logo', 'drawing', 'picture_block', 'ornament', 'Book', 'Scan', 'photograph',
+           'corners', 'new_canvas', 'show_page', 'Atlas', 'make_atlas', 'bad_pdf', 'Settings', 'build']
 
-# %% ../nbs/03e_pages.ipynb #03a0aedb
+# %% ../nbs/03e_pages.ipynb #f331b32c
 import functools, io, re, shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,12 +23,12 @@ import cv2
 import numpy as np
 from fastcore.basics import patch
 from PIL import Image, ImageDraw, ImageFont
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from .captions import caption, render
 from .eye import DISEASES, Eye, sample_eye
 from .knowledge import corpus, load_knowledge
-from .profiles import MODALITIES, nearest, resource, write_json
+from .profiles import Run, nearest, resource, stage, write_json
 
 # %% ../nbs/03e_pages.ipynb #a457e300
 FACES = {   # regular, bold, italic: a standard PDF font, a file of matplotlib's, or a subset of ours in data/fonts
@@ -104,10 +104,10 @@ def width(text: str, style: str, kind: Type) -> float:
     size = kind.size * (.66 if style == "s" else 1)
     return sum(load_font(face, style).stringWidth(part, size) for face, part in runs(text, style, kind))
 
-# %% ../nbs/03e_pages.ipynb #7187e109
+# %% ../nbs/03e_pages.ipynb #87168940
 _WIDE = "\u2e80-\u9fff\uf900-\ufaff\uff01-\uffef\u3000-\u303f"
 _PIECE = re.compile(rf"(\s*)([{_WIDE}]|[^\s{_WIDE}]+)")
-_NOT_FIRST = set("，。；：、）】》”’！？～,.;:)]")
+_NEVER_FIRST = set("，。；：、）】》！？～")     # on a line, in Chinese
 PLAIN = {"–": "-", "—": "-", "‘": "'", "’": "'", "“": '"', "”": '"'}     # for a face that lacks the fine ones
 LIGATURES = {"ffi": "ﬃ", "ffl": "ﬄ", "fi": "ﬁ", "fl": "ﬂ", "ff": "ﬀ"}
 
@@ -132,13 +132,13 @@ def pieces(spans: Spans, kind: Type) -> list[Piece]:
             if fine in text and not has_glyph(fine, kind.latin, style): text = text.replace(fine, plain)
         for space, word in _PIECE.findall(text):
             space, open_space = space or open_space, False
-            stuck = bool(out) and not space and (word[0] in _NOT_FIRST or style == "s" or out[-1].text in "（《“【〔")
-            if stuck and style == out[-1].style: out[-1] = replace(out[-1], text=out[-1].text + word)
+            stuck = bool(out) and (word[0] in _NEVER_FIRST or not space and (word[0] in ",.;:)]’”" or style == "s" or out[-1].text in "（《“【〔"))
+            if stuck and not space and style == out[-1].style: out[-1] = replace(out[-1], text=out[-1].text + word)
             else: out.append(Piece(word, style, bool(space), stuck))
         open_space = text[-1:].isspace() or open_space and not text.strip()
     return out
 
-# %% ../nbs/03e_pages.ipynb #119d6197
+# %% ../nbs/03e_pages.ipynb #ec2f081d
 def hyphen_points(word: str) -> list[int]:
     "Where a word may be cut: behind a hyphen of its own, or between a vowel and a consonant, three letters from either end. Ours."
     own = [i + 1 for i, c in enumerate(word[:-2]) if c == "-" and i > 1]
@@ -163,7 +163,7 @@ def take_line(
             if used + gap + width(head, first.style, kind) <= room:
                 todo[0] = Piece(first.text[cut:], first.style)
                 return line + [replace(first, text=head)]
-        if not line: line.append(todo.pop(0))                 # wider than the line: it sticks out
+        if not line: line += todo[:tail]; del todo[:tail]      # wider than the line: it sticks out
         break
     return line
 
@@ -515,14 +515,14 @@ class Template(BaseModel, extra="forbid", frozen=True):
         "The type of running text, or another size of it."
         return Type(self.latin, self.cjk, size or self.body, self.leading, self.justify, self.hyphenate, self.ligatures, **more)
 
-# %% ../nbs/03e_pages.ipynb #e78bda64
+# %% ../nbs/03e_pages.ipynb #0d5c7445
 OCTAVO, SQUARE = (498.9, 708.7), (612., 612.)
 
 TUNING = (
     Template(name="English monograph", hyphenate=True, justify=True, marks=("comma", "parenthesis", "colon"),
              looks=(Look(), Look(gutter=2, whole=True), Look(letters="over", gutter=6))),
     Template(name="Chinese handbook", language="zh", latin="helvetica", page=(538.6, 751.2), body=10.5, small=9, leading=1.45,
-             marks=("dot", "parenthesis", "colon"), bold=False, places=("under", "beside"),
+             marks=("dot", "parenthesis", "colon"), bold=False, places=("under", "beside", "next"),
              looks=(Look(letters="below", gutter=8), Look(whole=True, gutter=3))),
     Template(name="Textbook in two columns", latin="helvetica", columns=2, body=9, small=8, margins=(64, 60, 50, 50), hyphenate=True,
              label="Fig. {c}.{n}", marks=("small", "small parenthesis", "comma"), wide=.4, head="rule", foot="outer",
@@ -542,7 +542,7 @@ TUNING += (
              looks=(Look(letters="burned"), Look(letters="below", gutter=6), Look(whole=True, black=True, gutter=2))),
 )
 
-# %% ../nbs/03e_pages.ipynb #c85383ce
+# %% ../nbs/03e_pages.ipynb #68867a88
 HELDOUT = (
     Template(name="American monograph", page=(504., 720.), margins=(60, 58, 54, 54), latin="stix", body=10.5, small=9, hyphenate=True, justify=True,
              ligatures=True, label="Figure {c}.{n}", marks=("parenthesis", "small", "comma"), places=("under", "under", "above"),
@@ -551,7 +551,7 @@ HELDOUT = (
              label="FIGURE {c}–{n}.", marks=("small parenthesis", "colon", "dot"), wide=.5, head="rule", foot="outer", bold=True,
              looks=(Look(letters="boxed", corner="bottom left", gutter=2), Look(whole=True, gutter=1.5, black=True), Look(letters="below", gutter=7))),
     Template(name="Chinese atlas", language="zh", latin="song", cjk="song", page=(595.3, 785.2), body=11, small=9.5, leading=1.5, justify=True,
-             label_zh="图 {c}-{n}", marks=("parenthesis", "dot", "sides"), bold=False, places=("under", "above"),
+             label_zh="图 {c}-{n}", marks=("parenthesis", "dot", "sides"), bold=False, places=("under", "above", "next"),
              looks=(Look(whole=True, gutter=2), Look(letters="burned", corner="bottom left", gutter=5))),
     Template(name="Chinese textbook", language="zh", latin="stix", cjk="song", columns=2, body=9.5, small=8.5, leading=1.4, full_width=True, justify=True,
              margins=(66, 62, 52, 52), label_zh="图{c}.{n}", marks=("colon", "small", "sides comma"), bold=False, wide=.3, foot="outer",
@@ -652,15 +652,16 @@ def caption_spans(template: Template, captions: dict[str, Caption]) -> list[list
     wide = lambda lang, t: full_width(t) if template.full_width and lang == "zh" else t
     return [[(s, wide(lang, t)) for s, t in captions[lang].spans] + [("", template.credit)] * bool(template.credit) for lang in order]
 
-# %% ../nbs/03e_pages.ipynb #4be48831
+# %% ../nbs/03e_pages.ipynb #5ac9cd72
 def make_figure(
     template: Template, chapter: int, n: int, r: np.random.Generator, room: float, tall: float, size: int,
     place: str = "under",          # of the caption
     cast: Cast | None = None,      # the panels; None draws phantoms
+    most: int = 4,                 # panels of phantoms
 ) -> tuple[Figure, list]:          # the figure; the paragraphs of its caption (for a legend elsewhere)
-    "Compose, measure and describe one figure. The picture shrinks until it fits."
+    "Compose, measure and describe one figure. The picture shrinks until it fits; TooTall when it would become a stamp."
     marks = MARKS[str(r.choice(template.marks))]; look = template.looks[int(r.integers(len(template.looks)))]
-    cast = cast or make_cast(r, size, template.most, not marks.sides)
+    cast = cast or make_cast(r, size, most, not marks.sides)
     count = len(cast.panels); shape, rows = arrange(count, r, room < 300)
     if marks.sides: shape, rows, marks = _fit_sides(count, shape, rows, marks)
     if marks.sides: look = replace(look, letters="none", downwards=False)
@@ -683,15 +684,18 @@ def _fit_sides(count, shape, rows, marks):
     if (count, shape) in ((2, "row"), (3, "row"), (2, "column"), (4, "square")): return shape, rows, marks
     return shape, rows, MARKS["comma"]
 
-# %% ../nbs/03e_pages.ipynb #630e04cf
+# %% ../nbs/03e_pages.ipynb #4a5193cb
 GAP = 6.      # points between picture and caption
+
+class TooTall(ValueError):
+    "A figure and its caption do not fit into their place."
 
 def _fit(cast, names, rows, look, kind, paragraphs, room, tall, place, r):
     "The largest size at which picture and caption fit into room × tall."
     low, high = (.52, .62) if place == "beside" else (.85, 1.) if place == "next" else (.75, 1.) if len(rows[0]) > 1 else (.35, .5) if len(rows) > 1 else (.5, .8)
     share = float(r.uniform(low, high))
     left = bool(r.random() < .5); low = bool(r.random() < .5)
-    for _ in range(30):
+    for _ in range(9):
         layout = lay_out(cast.panels, names, rows, share * room, look, kind)
         wide = max(b[2] for b in layout.boxes)
         texts = [text_block(p, room - wide - 14 if place == "beside" else room, kind) for p in paragraphs] if place != "next" else []
@@ -699,7 +703,7 @@ def _fit(cast, names, rows, look, kind, paragraphs, room, tall, place, r):
         height = max(layout.height, words) if place == "beside" else layout.height + (GAP + words if texts else 0)
         if height <= tall: break
         share *= .9
-    else: raise ValueError(f"a figure of {len(cast.panels)} panels and its caption do not fit into {room:.0f} × {tall:.0f} points")
+    else: raise TooTall(f"a figure of {len(cast.panels)} panels and its caption do not fit into {room:.0f} × {tall:.0f} points; shorten the caption or show fewer panels")
     spot = ((0 if left else room - wide) if place == "beside" else (room - wide) / 2, GAP + words if place == "above" else 0.)
     start = {"above": (0., 0.), "beside": ((wide + 14) if left else 0., max(layout.height - words, 0.) if low else 0.)}.get(place, (0., layout.height + GAP))
     def draw(sheet, x, y):
@@ -759,7 +763,7 @@ def ornament(template: Template, chapter: int, n: int, r: np.random.Generator, r
     words = [[("b" if template.bold and lang == "en" else "", label(lang)), ("", " " + DRAWINGS[lang][which])] for lang in languages]
     return picture_block(drawing(r), "drawing", room, float(r.uniform(.4, .6)), words, template.type(template.small))
 
-# %% ../nbs/03e_pages.ipynb #c8436fa2
+# %% ../nbs/03e_pages.ipynb #9ef96a17
 class Book:
     "Prints pages and keeps the truth."
     def __init__(self, canvas, r: np.random.Generator, size: int, panels: Path | None):
@@ -785,9 +789,9 @@ class Book:
         sheet = Sheet(paper, len(self.pages), (w, h)); area = (left, top, w - right, h - bottom)
         self.margins(template, chapter, sheet, area)
         y = self.legend_of(template, sheet, area) if self.legend else top
-        if first: y = self.heading(template, chapter, sheet, area, y)
         place = str(self.r.choice(template.places))
         if place == "next" and (last or y > top): place = str(self.r.choice([p for p in template.places if p != "next"] or ["under"]))
+        if first and place != "next": y = self.heading(template, chapter, sheet, area, y)
         if place == "next": self.plate(template, chapter, sheet, area)
         elif place == "foot": self.foot_page(template, chapter, story, sheet, (left, y, w - right, h - bottom))
         else: self.fill(template, chapter, story, sheet, (left, y, w - right, h - bottom), place)
@@ -804,7 +808,7 @@ class Book:
         x = (w - wide) / 2 if template.foot == "centre" else w - right - wide if sheet.number % 2 == 0 else left
         sheet.words([number], x, y, kind); sheet.other("page number", (x, y - kind.size, x + wide, y + 2))
 
-# %% ../nbs/03e_pages.ipynb #067fad97
+# %% ../nbs/03e_pages.ipynb #3fc880b4
 HEADS = {"en": ("Diseases of the macula", "Vessels of the retina", "The optic disc", "Degenerations", "Atlas of the retina"),
          "zh": ("黄斑疾病", "视网膜血管", "视盘", "变性疾病", "眼底图谱")}
 
@@ -837,8 +841,8 @@ def next_number(self: Book, chapter: int) -> int:
 @patch
 def plate(self: Book, template: Template, chapter: int, sheet: Sheet, area) -> None:
     "A whole page for the pictures; their legend follows on the next."
-    x0, y0, x1, y1 = area; n = self.next_number(chapter); kind = template.type(template.body + 1)
-    figure, paragraphs = make_figure(template, chapter, n, self.r, x1 - x0, y1 - y0 - 40, self.size, "next", next(self.casts, None))
+    x0, y0, x1, y1 = area; kind = template.type(template.body + 1)
+    figure, paragraphs = self.figure(template, chapter, x1 - x0, y1 - y0 - 40, "next"); n = self.count[chapter]
     new = self.place(figure, sheet, x0, y0 + (y1 - y0 - 40 - figure.block.height) * .4)
     name = f"彩图{n}" if template.language == "zh" else f"Plate {n}"
     text_block([("b" if template.language == "en" else "", name)], x1 - x0, kind, centre=True).draw(sheet, x0, y1 - 24)
@@ -854,13 +858,13 @@ def legend_of(self: Book, template: Template, sheet: Sheet, area) -> float:
     for pair in new: pair["caption_page"] = sheet.number
     return y + 18
 
-# %% ../nbs/03e_pages.ipynb #5f081c81
+# %% ../nbs/03e_pages.ipynb #982303c0
 @patch
 def fill(self: Book, template: Template, chapter: int, story: Story, sheet: Sheet, area, place: str) -> None:
     "Columns of text with figures in them; a wide figure may stand above or below them."
     x0, y0, x1, y1 = area; space = 16.
     if template.columns > 1 and self.r.random() < template.wide:
-        figure = self.figure(template, chapter, x1 - x0, .55 * (y1 - y0), place)
+        figure = self.figure(template, chapter, x1 - x0, .55 * (y1 - y0), place)[0]
         if self.r.random() < .5: self.place(figure, sheet, x0, y0); y0 += figure.block.height + space
         else:
             self.columns(template, chapter, story, sheet, (x0, y0, x1, y1 - figure.block.height - space), [])
@@ -871,19 +875,25 @@ def fill(self: Book, template: Template, chapter: int, story: Story, sheet: Shee
 
 @patch
 def foot_page(self: Book, template: Template, chapter: int, story: Story, sheet: Sheet, area) -> None:
-    "Two figures in the text; their captions stand together at the foot of the page."
-    x0, y0, x1, y1 = area; room, kind = x1 - x0, template.type(template.small); made = []
-    for _ in range(2): made.append(make_figure(template, chapter, self.next_number(chapter), self.r, room, .24 * (y1 - y0), self.size, "next", next(self.casts, None)))
-    texts = [text_block(p, room, kind) for _, paragraphs in made for p in paragraphs]; words = sum(t.height for t in texts)
-    free = y1 - y0 - words - 16 - sum(f.block.height + 24 for f, _ in made)
+    "One or two figures in the text; their captions stand together at the foot of the page."
+    x0, y0, x1, y1 = area; room, kind = x1 - x0, template.type(template.small); made, texts, free = [], [], y1 - y0 - 16
+    while not made or len(made) < 2 and free > .6 * (y1 - y0):
+        made.append(self.figure(template, chapter, room, .24 * (y1 - y0), "next")); new = [text_block(p, room, kind) for p in made[-1][1]]
+        texts += new; free -= made[-1][0].block.height + 24 + sum(t.height for t in new)
+    words = sum(t.height for t in texts)
     for figure, _ in made:
-        story.pour(sheet, x0, y0, room, y0 + free / 2); y0 += free / 2 + 10
+        story.pour(sheet, x0, y0, room, y0 + free / len(made)); y0 += free / len(made) + 10
         self.place(figure, sheet, x0, y0); y0 += figure.block.height + 14
     _print(sheet, texts, x0, y1 - words)
 
 @patch
-def figure(self: Book, template, chapter, room, tall, place) -> Figure:
-    return make_figure(template, chapter, self.next_number(chapter), self.r, room, tall, self.size, place, next(self.casts, None))[0]
+def figure(self: Book, template: Template, chapter: int, room: float, tall: float, place: str) -> tuple[Figure, list]:
+    "The next figure; phantoms with too many words for the place give way to fewer panels."
+    n, own = self.next_number(chapter), next(self.casts, None)
+    for most in ([template.most] if own else [template.most, 3, 2, 1, 1, 1]):
+        try: return make_figure(template, chapter, n, self.r, room, tall, self.size, place, own, most)
+        except TooTall as err: problem = err
+    raise problem
 
 @patch
 def columns(self: Book, template: Template, chapter: int, story: Story, sheet: Sheet, area, places: list[str]) -> None:
@@ -891,20 +901,23 @@ def columns(self: Book, template: Template, chapter: int, story: Story, sheet: S
     x0, y0, x1, y1 = area; k = template.columns; room = (x1 - x0 - template.gap * (k - 1)) / k; space, line = 14., template.type().line
     extra = int(self.r.integers(k)) if places and self.r.random() < template.ornaments else -1
     for c in range(k):
-        x, y, mine = x0 + c * (room + template.gap), y0, places[c::k]
-        tall = (y1 - y0) / max(len(mine) + (c == extra), 1) - 2 * space
-        figures = [self.figure(template, chapter, room, tall, p) for p in mine if tall > 120]
+        x, y, free, blocks = x0 + c * (room + template.gap), y0, y1 - y0, []
         if c == extra:
-            block = ornament(template, chapter, self.next_number(chapter), self.r, room, self.size)
-            if block.height <= tall: figures.insert(int(self.r.integers(len(figures) + 1)), block)
-        heights = [f.height if isinstance(f, Block) else f.block.height for f in figures]
-        shares = self.r.dirichlet(np.ones(len(figures) + 1)) * (y1 - y0 - sum(h + 2 * space for h in heights))
-        for figure, height, share in zip(figures, heights, np.floor(shares / line) * line):
+            block = ornament(template, chapter, self.next_number(chapter), self.r, room, self.size); blocks.append((block, block.height))
+            free -= block.height + 2 * space
+        for i, place in enumerate(places[c::k]):
+            tall = free - 2 * space if i or c == extra else min(free - 2 * space, .62 * (y1 - y0))
+            if tall < 200: break
+            figure = self.figure(template, chapter, room, tall, place)[0]; blocks.append((figure, figure.block.height))
+            free -= figure.block.height + 2 * space
+        if c == extra and self.r.random() < .5: blocks.append(blocks.pop(0))
+        shares = np.floor(self.r.dirichlet(np.ones(len(blocks) + 1)) * free / line) * line
+        for (block, height), share in zip(blocks, shares):
             if share > 0: story.pour(sheet, x, y, room, y + share + .1); y += share + space
-            figure.draw(sheet, x, y) if isinstance(figure, Block) else self.place(figure, sheet, x, y); y += height + space
+            block.draw(sheet, x, y) if isinstance(block, Block) else self.place(block, sheet, x, y); y += height + space
         story.pour(sheet, x, y, room, y1)
 
-# %% ../nbs/03e_pages.ipynb #3c49ea57
+# %% ../nbs/03e_pages.ipynb #662cd9e2
 class Scan(BaseModel, extra="forbid", frozen=True):
     "What a scanner does to a page."
     dpi: int = 200
@@ -913,7 +926,7 @@ class Scan(BaseModel, extra="forbid", frozen=True):
     noise: float = 4.             # standard deviation of Gaussian noise, grey levels of 255
     shade: float = .08            # the darkest place of the page loses up to this share of its light
     paper: tuple[int, int, int] = (250, 247, 240)
-    quality: int = 80             # of the JPEG
+    quality: int = 60             # of the JPEG
 
 def photograph(
     page: np.ndarray,             # uint8 (h, w, 3), rendered at scan.dpi
@@ -989,3 +1002,75 @@ def make_atlas(
     truth = dict(pages=book.pages, pairs=book.pairs, not_figures=book.not_figures)
     write_json(folder / "truth.json", truth)
     return Atlas(folder / "atlas.pdf", truth)
+
+# %% ../nbs/03e_pages.ipynb #20affd77
+SAMPLE = dict(pages=12, seed=7, templates=TUNING, scanned=(10, 11), size=176, keep=False)     # make_atlas("data/atlas", **SAMPLE) makes what ships
+
+# %% ../nbs/03e_pages.ipynb #72122e0f
+def _sheet(path: Path, pages: int = 1, size=(595.28, 841.89), image: np.ndarray | None = None, **options) -> Path:
+    "A small PDF: a line of text on each page, and perhaps an image with a caption."
+    from reportlab.pdfgen.canvas import Canvas
+    canvas = Canvas(str(path), pagesize=size, invariant=1, **options)
+    for i in range(pages):
+        canvas.setFont("Times-Roman", 10); canvas.drawString(72, size[1] - 72, f"The retina lines the inside of the eye. Page {i + 1}.")
+        if image is not None:
+            Sheet(canvas, i, size).picture(encode(image, True), (72, 100, 272, 300)); canvas.drawString(72, size[1] - 314, "Figure 1-1. Fundus photograph of the right eye.")
+        canvas.showPage()
+    canvas.save()
+    return path
+
+def _huge_image(path: Path, side: int = 20_000) -> Path:
+    "A valid PDF of half a megabyte whose one image unpacks to 400 million pixels."
+    import zlib
+    squeeze = zlib.compressobj(9); data = b"".join(squeeze.compress(bytes(side * 500)) for _ in range(side // 500)) + squeeze.flush()
+    stream = lambda head, body: b"<<" + head + b"/Length %d>>\nstream\n%s\nendstream" % (len(body), body)
+    image = b"/Type/XObject/Subtype/Image/Width %d/Height %d/ColorSpace/DeviceGray/BitsPerComponent 8/Filter/FlateDecode" % (side, side)
+    page = b"<</Type/Page/Parent 2 0 R/MediaBox[0 0 595 842]/Resources<</XObject<</I 4 0 R>>>>/Contents 5 0 R>>"
+    parts = [b"<</Type/Catalog/Pages 2 0 R>>", b"<</Type/Pages/Kids[3 0 R]/Count 1>>", page, stream(image, data), stream(b"", b"q 400 0 0 400 90 300 cm /I Do Q")]
+    out, places = b"%PDF-1.4\n", []
+    for i, part in enumerate(parts, 1): places.append(len(out)); out += b"%d 0 obj\n%s\nendobj\n" % (i, part)
+    table = b"xref\n0 %d\n0000000000 65535 f \n" % (len(parts) + 1) + b"".join(b"%010d 00000 n \n" % at for at in places)
+    path.write_bytes(out + table + b"trailer\n<</Size %d/Root 1 0 R>>\nstartxref\n%d\n%%%%EOF\n" % (len(parts) + 1, len(out)))
+    return path
+
+# %% ../nbs/03e_pages.ipynb #c9d8f7bb
+BAD = ("encrypted", "corrupt", "truncated", "many pages", "no figure", "huge page", "tiny image", "huge image", "not a pdf", "empty")
+
+def bad_pdf(
+    kind: str,               # one of BAD
+    path: str | Path,        # where to write it
+    pages: int = 1000,       # of `many pages`
+) -> Path:
+    "A PDF that a reader must survive. ValueError: unknown kind."
+    path = Path(path)
+    if kind not in BAD: raise ValueError(nearest(kind, BAD, "kind"))
+    picture = lambda n: make_panel(sample_eye(0, "normal"), "CFP", n).image
+    if kind == "encrypted": return _sheet(path, encrypt="a password")
+    if kind == "many pages": return _sheet(path, pages)
+    if kind == "no figure": return _sheet(path)
+    if kind == "huge page": return _sheet(path, size=(14_400, 14_400), image=picture(64))
+    if kind == "tiny image": return _sheet(path, image=np.zeros((1, 1, 3), np.uint8))
+    if kind == "huge image": return _huge_image(path)
+    if kind == "not a pdf": path.write_bytes(encode(picture(64), False)); return path
+    if kind == "empty": path.write_bytes(b""); return path
+    good = _sheet(path, 3, image=picture(64)).read_bytes(); half = len(good) // 2
+    noise = np.random.default_rng(0).bytes(len(good) - half)
+    path.write_bytes(good[:half] + (noise if kind == "corrupt" else b""))
+    return path
+
+# %% ../nbs/03e_pages.ipynb #2de2b9d0
+class Settings(BaseModel, extra="forbid"):
+    "What the stage prints."
+    pages: int = Field(7, ge=1)                              # in all
+    scanned: int = Field(1, ge=0)                            # the last ones of them are scans
+    size: int = Field(224, ge=32)                            # pixels of a panel
+    group: Literal["tuning", "heldout", "foreign"] = "tuning"
+
+@stage("03e_pages", settings=Settings)
+def build(run: Run, folder: Path, settings: Settings, inputs: dict[str, Path]) -> dict:
+    "An atlas of phantoms: atlas.pdf, truth.json, panels/."
+    photos = range(max(settings.pages - settings.scanned, 0), settings.pages)
+    atlas = make_atlas(folder, settings.pages, run.seed, GROUPS[settings.group], scanned=photos, size=settings.size)
+    figures = {(p["page"], p["figure"]) for p in atlas.truth["pairs"]}
+    return dict(pages=settings.pages, scanned=len(photos), figures=len(figures), panels=len(atlas.truth["pairs"]),
+                megabytes=round(atlas.pdf.stat().st_size / 1e6, 2))
