@@ -435,7 +435,7 @@ def _cut(image: np.ndarray, box: Box, part: Box) -> np.ndarray:
     x0, y0, x1, y1 = round((part[0] - box[0]) * kx), round((part[1] - box[1]) * ky), round((part[2] - box[0]) * kx), round((part[3] - box[1]) * ky)
     return image[max(0, y0):max(y1, y0 + 1), max(0, x0):max(x1, x0 + 1)]
 
-# %% ../nbs/04_atlas.ipynb #702c06c7
+# %% ../nbs/04_atlas.ipynb #286f585d
 def _printed_marks(page: Page, panels: list[Box]) -> list[str]:
     "Letters that the text layer prints in, under or above a panel."
     out = [""] * len(panels)
@@ -454,15 +454,15 @@ def _plates(page: Page, folder: Path) -> tuple[list[Plate], list[dict]]:
         why = _ornament(p)
         if why: refused.append(dict(page=page.number, bbox=_round(p.box), reason=why)); continue
         file = folder / f"p{page.number:05d}_{i:02d}.png"; _save(p.image, file, 0)
-        panels = _in_points(p.box, cut_panels(p.image, white=page.white))
-        plates.append(Plate(page.number, p.box, str(file), panels, [""] * len(panels), page.white, _drawing(p.image)))
+        drawn = _drawing(p.image); panels = [p.box] if drawn else _in_points(p.box, cut_panels(p.image, white=page.white))
+        plates.append(Plate(page.number, p.box, str(file), panels, [], page.white, drawn))
     every = [b for p in plates for b in p.panels]; marks = iter(_printed_marks(page, every))
     for p in plates: p.marks = [next(marks) for _ in p.panels]
     return plates, refused
 
 def _round(box: Box) -> list[float]: return [round(float(v), 2) for v in box]
 
-# %% ../nbs/04_atlas.ipynb #8b692e57
+# %% ../nbs/04_atlas.ipynb #0c3380a8
 def _figure_rows(plates: list[Plate], legend: Legend) -> tuple[list[dict], list[np.ndarray]]:
     "The pairs of one figure: a row and the pixels for each panel."
     images = {p.file: cv2.imread(p.file)[..., ::-1] for p in plates}
@@ -470,6 +470,9 @@ def _figure_rows(plates: list[Plate], legend: Legend) -> tuple[list[dict], list[
     if len(plates) == 1 and want and len(plates[0].panels) != want:                       # look again, now that the words say how many
         p = plates[0]; again = _in_points(p.box, cut_panels(images[p.file], want, p.white))
         if len(again) == want: plates = [replace(p, panels=again, marks=[""] * want)]
+    if len(plates) == 1 and not want and len(plates[0].panels) > 1:                       # no part, no mark: one picture, whatever it looks like
+        p = plates[0]; seen = [read_mark(_cut(images[p.file], p.box, b)) for b in p.panels]
+        if len(set(seen) - {""}) < 2: plates = [replace(p, panels=[p.box], marks=[""])]
     boxes = [b for p in plates for b in p.panels]; pixels = [_cut(images[p.file], p.box, b) for p in plates for b in p.panels]
     marks = [m for p in plates for m in p.marks]
     if len(boxes) > 1 and not all(marks): marks = [m or read_mark(i) for m, i in zip(marks, pixels)]

@@ -347,7 +347,7 @@ class _Canvas:
     def full(self, box) -> bool: return self.share(0, box) > .12                             # a picture, not only black or paper
     def void(self, box) -> bool: return max(self.share(1, box), self.share(2, box)) > .995   # what fills up a compound figure
 
-# %% ../nbs/03f_layout.ipynb #217395a2
+# %% ../nbs/03f_layout.ipynb #edb05e4e
 def _halves(box, axis: int, at: int):
     "A box cut in two: axis 0 by a line that runs down, 1 by one that runs across."
     x0, y0, x1, y1 = box
@@ -370,7 +370,8 @@ def _seams(canvas: _Canvas, box, axis: int, side: int, lowest: float) -> list[tu
             near = even[(even >= lo - .02 * w) & (even <= hi + .02 * w)]
             at = int(near[np.abs(near - (lo + hi) / 2).argmin()]) if len(near) else (lo + hi) // 2
         two = _halves(box, axis, at + 1)
-        if all(canvas.full(b) or canvas.void(b) for b in two) and any(map(canvas.full, two)): out.append((float(peak), two))
+        full = sum(map(canvas.full, two)); stands_out = peak > np.median(seam) + .2
+        if (full == 2 and stands_out) or (full == 1 and any(map(canvas.void, two))): out.append((float(peak), two))
         open_[max(0, lo - 4):hi + 5] = False
     return out
 
