@@ -25,7 +25,7 @@ from .layout import (CJK, MAX_PIXELS, Block, Box, Line, Page, Picture, cut_panel
 from .legends import clean_text, find_label, join_lines, plain, split_languages, split_parts, words_of
 from .profiles import MODALITIES, Run, expand, nearest, read_json, resource, stage, write_json
 
-# %% ../nbs/04_atlas.ipynb #dd9e81bb
+# %% ../nbs/04_atlas.ipynb #d55fccd9
 @dataclass(frozen=True)
 class Legend:
     "A caption as found on a page; `text` and `text_zh` without the label, cleaned."
@@ -36,6 +36,7 @@ class Legend:
     text: str = ""
     text_zh: str = ""
     elsewhere: str = ""       # previous or next: the page of its figure
+    aka: str = ""             # another number it goes by: "Legend to Plate 9, previous page" above "Figure 2-9"
 
     @functools.cached_property
     def parts(self): return split_parts(self.text)
@@ -80,7 +81,7 @@ def find_legends(
             head.append(more[0]); other.remove(more[0])
     return _one_each([_legend(page.number, h, words) for h in heads]), other
 
-# %% ../nbs/04_atlas.ipynb #d2e8f4fc
+# %% ../nbs/04_atlas.ipynb #55c18b17
 def _legend(page: int, blocks: list[Block], words: Collection[str]) -> Legend:
     "Blocks of a legend as one: label off, languages apart, lines joined, cleaned."
     first = blocks[0].lines[0]; label = find_label(first.text)
@@ -96,14 +97,15 @@ def _one_each(legends: list[Legend]) -> list[Legend]:
     "English and Chinese of one figure, printed apart, as one; 'Legend to Plate 4, previous page' as a note on the legend below it."
     out: list[Legend] = []
     for l in legends:
-        same = [i for i, o in enumerate(out) if (o.number, o.kind) == (l.number, l.kind)]
-        fits = [i for i in same if not (out[i].text and l.text) and not (out[i].text_zh and l.text_zh)]
-        if not fits: out.append(l); continue
-        o = out[fits[0]]; far = o.elsewhere or l.elsewhere
-        out[fits[0]] = replace(o, text=o.text or l.text, text_zh=o.text_zh or l.text_zh, box=union((o.box, l.box)), elsewhere=far)
+        same = [i for i, o in enumerate(out) if (o.number, o.kind) == (l.number, l.kind) and not (o.text and l.text) and not (o.text_zh and l.text_zh)]
+        note = [i for i, o in enumerate(out) if o.elsewhere and not o.text + o.text_zh and 0 < l.box[1] - o.box[3] < 12 and not l.elsewhere]
+        if not same + note: out.append(l); continue
+        o = out[(same + note)[0]]
+        out[out.index(o)] = replace(o, text=o.text or l.text, text_zh=o.text_zh or l.text_zh, box=union((o.box, l.box)),
+                                    elsewhere=o.elsewhere or l.elsewhere, number=l.number, kind=l.kind, aka=o.number)
     return out
 
-# %% ../nbs/04_atlas.ipynb #4844b66b
+# %% ../nbs/04_atlas.ipynb #d97b12d1
 @dataclass
 class Plate:
     "A picture on its page with what is known about it; its pixels lie in `file`."
@@ -112,7 +114,6 @@ class Plate:
     file: str
     panels: list[Box] = field(default_factory=list)         # in points
     marks: list[str] = field(default_factory=list)          # letter of each panel, or ''
-    white: float = 0.
     why: str = ""                                           # a reason not to keep it, whatever its legend says
 
 def _between(a: Box, b: Box, other: Box) -> bool:
@@ -146,7 +147,7 @@ def groups_of(
         out.append(group)
     return out
 
-# %% ../nbs/04_atlas.ipynb #0d059240
+# %% ../nbs/04_atlas.ipynb #cc7dd8f5
 def _bond(box: Box, legend: Legend, obstacles: list[Box], usual: Counter) -> tuple[float, str]:
     "How far a legend is from a figure, in points, and where it stands: under, above, beside it."
     l = legend.box
@@ -157,7 +158,7 @@ def _bond(box: Box, legend: Legend, obstacles: list[Box], usual: Counter) -> tup
     skew = min(abs(l[0] - box[0]), abs(l[0] + l[2] - box[0] - box[2]) / 2) if where != "beside" else \
         min(abs(l[1] - box[1]), abs(l[3] - box[3]), abs(l[1] + l[3] - box[1] - box[3]) / 2)
     blocked = any(_between(box, l, o) for o in obstacles)
-    habit = 25 * usual[where] / max(1, usual.total()) if usual else 0
+    habit = 40 * usual[where] / max(1, usual.total()) if usual else 0
     return gap + .15 * min(skew, 200) + 150 * blocked + (8 if where == "beside" else 4 if where == "above" else 0) - habit, where
 
 def bind_page(
@@ -165,40 +166,45 @@ def bind_page(
     legends: list[Legend],            # legends of that page
     usual: Counter = Counter(),       # where legends stand in this book
 ) -> list[tuple[list[Plate], Legend, str]]:        # pictures of a figure, its legend, and where that stands
-    "Bind figures to legends so that the sum of distances is smallest; several ways to group the pictures compete."
+    "Bind figures to legends so that the sum of distances is smallest; ways to group the pictures, and habits of the page, compete."
     from scipy.optimize import linear_sum_assignment
-    best, cost = [], math.inf
+    best, cost, tried = [], math.inf, set()
     for reach in (0., 5., 10., 16., 24., 36.):
         groups = groups_of(plates, reach); boxes = [union(p.box for p in g) for g in groups]
-        table, where = np.full((len(groups) + len(legends), len(legends) + len(groups)), 0.), {}
-        table[:len(groups), len(legends):] = table[len(groups):, :len(legends)] = 200
+        if len(groups) in tried: continue
+        tried.add(len(groups)); n, m = len(groups), len(legends)
+        table, where = np.zeros((n + m, m + n)), {}
+        table[:n, m:] = 45; table[n:, :m] = 90
         for i, g in enumerate(groups):
             for j, l in enumerate(legends):
                 others = [o.box for o in legends if o is not l] + [b for b in boxes if b is not boxes[i]]
                 far, where[i, j] = _bond(boxes[i], l, others, usual)
                 found = sum(len(p.panels) for p in g)
-                wrong = l.panels and found != l.panels
-                table[i, j] = far + (60 if wrong else 0) + (12 * (len(g) - 1) if not l.panels else 0)
-        rows, cols = linear_sum_assignment(table); total = table[rows, cols].sum() + .02 * reach
-        if total < cost: cost, best = total, [(groups[i], legends[j], where[i, j]) for i, j in zip(rows, cols) if (i, j) in where and table[i, j] < 400]
+                table[i, j] = far + (60 if l.panels and found != l.panels else 0) + (12 * (len(g) - 1) if not l.panels else 0)
+        for habit in ("", "under", "above", "beside"):
+            bonus = np.zeros_like(table)
+            for (i, j), w in where.items(): bonus[i, j] = 15 * (w == habit)
+            rows, cols = linear_sum_assignment(table - bonus); pairs = [(i, j) for i, j in zip(rows, cols) if (i, j) in where]
+            total = table[rows, cols].sum() + .02 * reach + 15 * max(0, len({where[p] for p in pairs}) - 1)
+            if total < cost: cost, best = total, [(groups[i], legends[j], where[i, j]) for i, j in pairs if table[i, j] < 150]
     return best
 
-# %% ../nbs/04_atlas.ipynb #d513a23a
+# %% ../nbs/04_atlas.ipynb #49364def
 def bind_book(
     plates: dict[int, list[Plate]],       # pictures by page
     legends: dict[int, list[Legend]],     # legends by page
 ) -> list[tuple[list[Plate], Legend]]:
     "Bind all pages: learn where this book puts its legends, bind, then look on the pages before and after for what is left."
-    usual = Counter()
     near = lambda n: [l for l in legends.get(n, []) if not l.elsewhere]
-    for n in plates: usual.update(w for _, l, w in bind_page(plates[n], near(n)))
-    bound = [(g, l) for n in plates for g, l, _ in bind_page(plates[n], near(n), usual)]
+    first = {n: Counter(w for _, _, w in bind_page(plates[n], near(n))) for n in plates}
+    habit = lambda n: sum((first.get(k, Counter()) for k in range(n - 3, n + 4)), Counter())       # of the pages around
+    bound = [(g, l) for n in plates for g, l, _ in bind_page(plates[n], near(n), habit(n))]
     bare = {id(l): i for i, (g, l) in enumerate(bound) if not l.text and not l.text_zh}      # "Plate 4" and no more: its words stand elsewhere
     used, taken = {id(l) for _, l in bound}, {id(p) for g, _ in bound for p in g}
     for n in sorted(legends):
         left = [l for l in legends[n] if id(l) not in used and (l.text or l.text_zh)]
         for l in list(left):
-            home = [i for i in bare.values() if (bound[i][1].number, bound[i][1].kind) == (l.number, l.kind) and abs(bound[i][1].page - n) <= 2]
+            home = [i for i in bare.values() if bound[i][1].number in (l.number, l.aka) and abs(bound[i][1].page - n) <= 2]
             if home: bound[home[0]] = bound[home[0]][0], l; used.add(id(l)); left.remove(l)
         for step in (-1, 1):
             want = [l for l in left if l.elsewhere in (("previous", "") if step < 0 else ("next", "")) and id(l) not in used]
@@ -435,7 +441,7 @@ def _cut(image: np.ndarray, box: Box, part: Box) -> np.ndarray:
     x0, y0, x1, y1 = round((part[0] - box[0]) * kx), round((part[1] - box[1]) * ky), round((part[2] - box[0]) * kx), round((part[3] - box[1]) * ky)
     return image[max(0, y0):max(y1, y0 + 1), max(0, x0):max(x1, x0 + 1)]
 
-# %% ../nbs/04_atlas.ipynb #286f585d
+# %% ../nbs/04_atlas.ipynb #e2da1e7c
 def _printed_marks(page: Page, panels: list[Box]) -> list[str]:
     "Letters that the text layer prints in, under or above a panel."
     out = [""] * len(panels)
@@ -454,21 +460,21 @@ def _plates(page: Page, folder: Path) -> tuple[list[Plate], list[dict]]:
         why = _ornament(p)
         if why: refused.append(dict(page=page.number, bbox=_round(p.box), reason=why)); continue
         file = folder / f"p{page.number:05d}_{i:02d}.png"; _save(p.image, file, 0)
-        drawn = _drawing(p.image); panels = [p.box] if drawn else _in_points(p.box, cut_panels(p.image, white=page.white))
-        plates.append(Plate(page.number, p.box, str(file), panels, [], page.white, drawn))
+        drawn = _drawing(p.image); panels = [p.box] if drawn else _in_points(p.box, cut_panels(p.image))
+        plates.append(Plate(page.number, p.box, str(file), panels, [], drawn))
     every = [b for p in plates for b in p.panels]; marks = iter(_printed_marks(page, every))
     for p in plates: p.marks = [next(marks) for _ in p.panels]
     return plates, refused
 
 def _round(box: Box) -> list[float]: return [round(float(v), 2) for v in box]
 
-# %% ../nbs/04_atlas.ipynb #0c3380a8
+# %% ../nbs/04_atlas.ipynb #7ef30a4a
 def _figure_rows(plates: list[Plate], legend: Legend) -> tuple[list[dict], list[np.ndarray]]:
     "The pairs of one figure: a row and the pixels for each panel."
     images = {p.file: cv2.imread(p.file)[..., ::-1] for p in plates}
     want = legend.panels
     if len(plates) == 1 and want and len(plates[0].panels) != want:                       # look again, now that the words say how many
-        p = plates[0]; again = _in_points(p.box, cut_panels(images[p.file], want, p.white))
+        p = plates[0]; again = _in_points(p.box, cut_panels(images[p.file], want))
         if len(again) == want: plates = [replace(p, panels=again, marks=[""] * want)]
     if len(plates) == 1 and not want and len(plates[0].panels) > 1:                       # no part, no mark: one picture, whatever it looks like
         p = plates[0]; seen = [read_mark(_cut(images[p.file], p.box, b)) for b in p.panels]

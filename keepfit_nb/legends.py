@@ -36,7 +36,7 @@ def plain(text: str) -> str:
     text = unicodedata.normalize("NFKC", "".join(keep.get(c, c) for c in text))
     return "".join({v: k for k, v in keep.items()}.get(c, c) for c in text)
 
-# %% ../nbs/03g_legends.ipynb #cf950146
+# %% ../nbs/03g_legends.ipynb #f122ff2e
 def find_label(
     text: str,               # the beginning of a block
 ) -> Label | None:
@@ -49,6 +49,7 @@ def find_label(
     if away: rest = rest[note.end():]
     if not away and re.match(r"[A-Ha-h]?(?:\s?[,–-]\s?[A-Ha-h])*\s+(?:shows?|is|are|was|were|illustrates?|demonstrates?|depicts?|and|or|gives|presents|has|can|in|on)\b", rest): return None
     if not away and re.match(r"\s*(?:[和及与、]|所示|显示|中[，,可]|为例)", rest): return None
+    if re.match(r"\s*[A-Ha-h]?\s*[)）\]]", rest) and not away: return None                  # "… (see\nPlate 8). Next sentence"
     number = re.sub(r"\s", "", m["number"]); number = re.sub(r"[–‐‑—]", "-", number)
     lead = re.match(r"\s*(?:[.:：。|·、—–-]|(?=[(（]))*\s*", rest)
     kind = "plate" if re.match(r"pl", m["en"] or "", re.I) or "版" in (m["zh"] or "") else "figure"
