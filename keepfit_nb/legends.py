@@ -157,7 +157,7 @@ def expand_keys(text: str) -> tuple[str, ...]:
         out += [chr(c) for c in range(ord(ends[0][0]), ord(ends[-1][0]) + 1)] if ends[0] and ends[-1] else []
     return tuple(dict.fromkeys(out))
 
-# %% ../nbs/03k_legends.ipynb #f4f8212e
+# %% ../nbs/03k_legends.ipynb #af125ae7
 def _chain(marks: list[tuple[int, int, tuple[str, ...]]]) -> list[tuple[int, int, tuple[str, ...]]]:
     "The longest run of marks that counts A, B, C … without a gap: an article 'A' alone is none."
     best = []
@@ -166,16 +166,17 @@ def _chain(marks: list[tuple[int, int, tuple[str, ...]]]) -> list[tuple[int, int
         run = [first]
         for mark in marks[i + 1:]:
             if mark[2] and ord(mark[2][0]) == ord(run[-1][2][-1]) + 1: run.append(mark)
-        if sum(len(m[2]) for m in run) >= max(2, sum(len(m[2]) for m in best)): best = run
+        if sum(len(m[2]) for m in run) > max(1, sum(len(m[2]) for m in best)): best = run
     return best
 
-# %% ../nbs/03k_legends.ipynb #49fa927f
+# %% ../nbs/03k_legends.ipynb #07eba99e
 def _letter_parts(text: str) -> list[tuple[int, int, tuple[str, ...]]]:
     "Marks of the one style that names most panels."
     found = []
     for style in _STYLES.values():
-        run = _chain([(m.start(), m.end(), expand_keys(m["keys"])) for m in re.finditer(style, text)])
-        if sum(len(m[2]) for m in run) > sum(len(m[2]) for m in found): found = run
+        for case in (str.isupper, str.islower):                                # a book does not mix them: the article "a" is no mark beside B
+            marks = [(m.start(), m.end(), expand_keys(m["keys"])) for m in re.finditer(style, text) if case(m["keys"][0])]
+            if sum(len(m[2]) for m in _chain(marks)) > sum(len(m[2]) for m in found): found = _chain(marks)
     return found
 
 # %% ../nbs/03k_legends.ipynb #f2420efa

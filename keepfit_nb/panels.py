@@ -61,12 +61,12 @@ def seam_maps(
     sharp |= np.c_[sharp[:, 1:], sharp[:, -1:]] | np.c_[sharp[:, :1], sharp[:, :-1]]            # a resampled border is three pixels wide
     return sharp | (black[:, 1:] & black[:, :-1]) | (white[:, 1:] & white[:, :-1]), step
 
-# %% ../nbs/03i_panels.ipynb #48d9f2ea
+# %% ../nbs/03i_panels.ipynb #ba8e2f76
 class _Canvas:
     "A picture under the knife: its seams along both axes, and where it shows anything, summed up for quick questions."
     def __init__(self, image: np.ndarray):
         self.axes = seam_maps(image), seam_maps(image.transpose(1, 0, 2))
-        hi, lo = image.max(2), image.min(2); lit = (hi > min(60, np.percentile(hi, 1) + 25)) & (lo < 228)
+        hi, lo = image.max(2), cv2.blur(image.min(2), (3, 3)); lit = (hi > min(60, np.percentile(hi, 1) + 25)) & (lo < 228)
         self.sums = [cv2.integral(m.astype(np.uint8)) for m in (lit, hi < 20, lo >= 228)]
     def share(self, kind: int, box) -> float:
         s, (x0, y0, x1, y1) = self.sums[kind], box
@@ -132,7 +132,7 @@ def seam_cuts(
         i = leaves.index(leaf); leaves[i:i + 1] = [b for b in halves if not canvas.void(b)]
     return [(a / w, b / h, c / w, d / h) for a, b, c, d in leaves]
 
-# %% ../nbs/03i_panels.ipynb #97772f1e
+# %% ../nbs/03i_panels.ipynb #f2952d46
 def cut_panels(
     image: np.ndarray,             # uint8 RGB: a picture that may hold several panels
     n: int = 0,                    # how many the caption speaks of; 0: unknown
@@ -140,12 +140,14 @@ def cut_panels(
     "Cut a compound figure into its panels: first along white gutters, then along seams."
     h, w = image.shape[:2]
     if min(h, w) < 2 * MIN_SIDE: return [(0., 0., 1., 1.)]
+    paper = cv2.blur(image.min(2), (3, 3)) >= 225
     boxes, out = white_cuts(image.min(2) >= 228, least=1), []
+    if len(boxes) == 1: boxes = white_cuts(paper, least=1)                           # a scan's paper has grain
     for box in boxes:
         x0, y0, x1, y1 = box; part = image[y0:y1, x0:x1]; want = n if len(boxes) == 1 else 0
         cuts = seam_cuts(part, want) if min(part.shape[:2]) >= MIN_SIDE else [(0, 0, 1, 1)]
         inner = [(x0 + (x1 - x0) * a, y0 + (y1 - y0) * b, x0 + (x1 - x0) * c, y0 + (y1 - y0) * d) for a, b, c, d in cuts]
-        out += inner if len(cuts) == 1 else [_trim(image.min(2) >= 228, tuple(map(round, b)), 1) for b in inner]
+        out += inner if len(cuts) == 1 else [_trim(paper, tuple(map(round, b)), 1) for b in inner]
     return [(a / w, b / h, c / w, d / h) for a, b, c, d in out]
 
 # %% ../nbs/03i_panels.ipynb #2240baf8

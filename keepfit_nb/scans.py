@@ -6,7 +6,7 @@
 __all__ = ['paper_surface', 'skew_angle', 'whiten', 'straighten', 'find_pictures', 'ocr_ready', 'ocr_lines', 'Page', 'read_scan',
            'read_page', 'read_pages']
 
-# %% ../nbs/03j_scans.ipynb #2ca5aaad
+# %% ../nbs/03j_scans.ipynb #cfabdb37
 import re, shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +18,6 @@ import pypdfium2 as pdfium
 
 from .layout import (CJK, MAX_PIXELS, Line, Picture, make_lines, open_pdf, page_chars, page_pictures, page_size, render_page,
                                union)
-from .panels import bands
 
 # %% ../nbs/03j_scans.ipynb #a5cf8d3c
 def paper_surface(
@@ -53,11 +52,12 @@ def skew_angle(
     rough = max(np.arange(-most, most + .01, .25), key=sharp)
     return float(max(np.arange(rough - .25, rough + .26, .05), key=sharp))
 
-# %% ../nbs/03j_scans.ipynb #76333815
+# %% ../nbs/03j_scans.ipynb #b92eb130
 def whiten(image: np.ndarray) -> np.ndarray:
-    "Lay the paper of a scanned page at 255; pictures keep their tones, freed of the lamp's shadow."
-    surface = paper_surface(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))
-    return (image.astype(np.float32) * (252 / surface)[..., None]).clip(0, 255).astype(np.uint8)
+    "Lay the paper of a scanned page at white, whatever its tint; pictures keep their tones, freed of the lamp's shadow."
+    surface = paper_surface(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)); flat = image.astype(np.float32) / surface[..., None]
+    paper = flat[::4, ::4].reshape(-1, 3); paper = np.median(paper[paper.mean(1) > .93], axis=0)
+    return (flat * (250 / paper)).clip(0, 255).astype(np.uint8)
 
 def straighten(image: np.ndarray, angle: float) -> np.ndarray:
     "Turn a page back about its middle; what comes in from outside is paper."
@@ -65,7 +65,7 @@ def straighten(image: np.ndarray, angle: float) -> np.ndarray:
     m = cv2.getRotationMatrix2D((w / 2, h / 2), -angle, 1)
     return cv2.warpAffine(image, m, (w, h), flags=cv2.INTER_CUBIC, borderValue=(252, 252, 252))
 
-# %% ../nbs/03j_scans.ipynb #73d5e038
+# %% ../nbs/03j_scans.ipynb #e6c2d5a2
 def find_pictures(
     page: np.ndarray,        # uint8 RGB, straight, paper at 255
     dpi: float,
@@ -77,20 +77,17 @@ def find_pictures(
     full = cv2.morphologyEx(full.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((9, 9), np.uint8))
     n, labels, stats, _ = cv2.connectedComponentsWithStats(full, connectivity=4)
     rough = [(x - 4, y - 4, x + w + 4, y + h + 4) for x, y, w, h, area in stats[1:] if min(w, h) >= 30 and area > .35 * w * h]     # 30 px: 15 mm
-    boxes = [_settle(page.min(2), tuple(round(v / k) for v in b)) for b in rough]
+    boxes = [_settle(page.min(2), tuple(round(v / k) for v in b), dpi) for b in rough]
     return _merged([b for b in boxes if min(b[2] - b[0], b[3] - b[1]) * k >= 24])
 
-# %% ../nbs/03j_scans.ipynb #3fedf02c
-def _settle(tone: np.ndarray, box) -> tuple[int, int, int, int]:
-    "Move the borders of a rough box to where the picture begins: rows and columns of which a fifth is not paper."
-    h, w = tone.shape; x0, y0, x1, y1 = max(0, box[0]), max(0, box[1]), min(w, box[2]), min(h, box[3])
-    part = tone[y0:y1, x0:x1] < 215
-    rows, cols = part.mean(1) > .2, part.mean(0) > .2
-    if not rows.any() or not cols.any(): return x0, y0, x1, y1
-    longest = lambda lit: max(bands(np.convolve(lit, np.ones(25), "same") > 0, 1), key=lambda b: b[1] - b[0])
-    ys, xs = longest(rows), longest(cols)
-    rows, cols = np.flatnonzero(rows[ys[0]:ys[1]]) + ys[0], np.flatnonzero(cols[xs[0]:xs[1]]) + xs[0]
-    return x0 + int(cols[0]), y0 + int(rows[0]), x0 + int(cols[-1]) + 1, y0 + int(rows[-1]) + 1
+# %% ../nbs/03j_scans.ipynb #d23fc8f9
+def _settle(tone: np.ndarray, box, dpi: float) -> tuple[int, int, int, int]:
+    "Move the borders of a rough box to where the picture begins: rows and columns with an unbroken stretch of 8 mm, longer than any letter."
+    h, w = tone.shape; x0, y0, x1, y1 = max(0, box[0]), max(0, box[1]), min(w, box[2]), min(h, box[3]); n = round(.31 * dpi)
+    part = (cv2.blur(tone[y0:y1, x0:x1], (5, 5)) < 222).astype(np.uint8)
+    ys = np.flatnonzero(cv2.morphologyEx(part, cv2.MORPH_OPEN, np.ones((1, n), np.uint8)).any(1))
+    xs = np.flatnonzero(cv2.morphologyEx(part, cv2.MORPH_OPEN, np.ones((n, 1), np.uint8)).any(0))
+    return (x0 + int(xs[0]), y0 + int(ys[0]), x0 + int(xs[-1]) + 1, y0 + int(ys[-1]) + 1) if len(ys) and len(xs) else (x0, y0, x1, y1)
 
 # %% ../nbs/03j_scans.ipynb #2e7a1e70
 def _merged(boxes: list[tuple]) -> list[tuple]:
@@ -116,24 +113,35 @@ def _words(image: np.ndarray, languages: str, psm: int) -> list[dict]:
     d = pytesseract.image_to_data(image, lang=languages, config=f"--psm {psm} --dpi 300", output_type=pytesseract.Output.DICT)
     return [{k: d[k][i] for k in d} for i in range(len(d["text"])) if d["text"][i].strip() and float(d["conf"][i]) >= 0]
 
-# %% ../nbs/03j_scans.ipynb #194cff84
+# %% ../nbs/03j_scans.ipynb #1c9c7659
 _SMUDGE = re.compile(r"(?<=[\w.,)])[°®©™*”“\"»«§¢]+(?=[\s.,;:)]|$)")       # what tesseract makes of raised digits
 
+def _line_of(words: list[dict], scale: float, box=None) -> Line:
+    "Tesseract's words as a line; `scale` takes pixels to points."
+    box = box or union((w["left"], w["top"], w["left"] + w["width"], w["top"] + w["height"]) for w in words)
+    sure = sum(float(w["conf"]) * len(w["text"]) for w in words) / sum(len(w["text"]) for w in words) / 100
+    x0, y0, x1, y1 = (v * scale for v in box)
+    return Line(_SMUDGE.sub("", " ".join(w["text"] for w in words)), (x0, y0, x1, y1), .8 * (y1 - y0), y1, min(.99, sure))
+
+def _second_look(image: np.ndarray, line: Line, languages: str, scale: float) -> Line:
+    "A doubtful line once more, alone, in each language by itself; the surest reading stays."
+    x0, y0, x1, y1 = (round(v / scale) for v in line.box); part = cv2.copyMakeBorder(image[max(0, y0 - 6):y1 + 6, max(0, x0 - 6):x1 + 6], 12, 12, 12, 12, cv2.BORDER_CONSTANT, value=255)
+    again = [ws for lang in languages.split("+") if (ws := _words(part, lang, 7))]
+    return max([line, *(_line_of(ws, scale, (x0, y0, x1, y1)) for ws in again)], key=lambda l: l.sure)
+
+# %% ../nbs/03j_scans.ipynb #f89c9d2e
 def ocr_lines(
     grey: np.ndarray,            # uint8 (height, width), straight, pictures painted over in white
     dpi: float,
     languages: str = "eng+chi_sim",
+    doubt: float = .8,           # confidence below which a line is read again
 ) -> list[Line]:
-    "Read the print of a page; boxes in points. A line without a Chinese sign is read once more as English alone."
+    "Read the print of a page; boxes in points. Tesseract guesses the script word by word, so a doubtful line gets a second look."
     up = 300 / dpi; big = cv2.resize(grey, None, fx=up, fy=up, interpolation=cv2.INTER_CUBIC)
     groups: dict[tuple, list[dict]] = {}
     for w in _words(big, languages, 3): groups.setdefault((w["block_num"], w["par_num"], w["line_num"]), []).append(w)
-    out = []
-    for ws in groups.values():
-        box = union((w["left"], w["top"], w["left"] + w["width"], w["top"] + w["height"]) for w in ws)
-        out.append(Line(_SMUDGE.sub("", " ".join(w["text"] for w in ws)), tuple(v * 72 / 300 for v in box), (box[3] - box[1]) * 72 / 300 * .8,
-                        box[3] * 72 / 300, min(float(w["conf"]) for w in ws) / 100))
-    return out
+    lines = [_line_of(ws, 72 / 300) for ws in groups.values()]
+    return [_second_look(big, l, languages, 72 / 300) if l.sure < doubt and len(l.text) > 3 and "+" in languages else l for l in lines]
 
 # %% ../nbs/03j_scans.ipynb #57163328
 @dataclass(frozen=True)
