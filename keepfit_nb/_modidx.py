@@ -771,6 +771,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'keepfit_nb.typesetting.new_canvas': ('typesetting.html#new_canvas', 'keepfit_nb/typesetting.py'),
                                         'keepfit_nb.typesetting.photograph': ('typesetting.html#photograph', 'keepfit_nb/typesetting.py'),
                                         'keepfit_nb.typesetting.pieces': ('typesetting.html#pieces', 'keepfit_nb/typesetting.py'),
+                                        'keepfit_nb.typesetting.plainer': ('typesetting.html#plainer', 'keepfit_nb/typesetting.py'),
                                         'keepfit_nb.typesetting.printed': ('typesetting.html#printed', 'keepfit_nb/typesetting.py'),
                                         'keepfit_nb.typesetting.runs': ('typesetting.html#runs', 'keepfit_nb/typesetting.py'),
                                         'keepfit_nb.typesetting.show_page': ('typesetting.html#show_page', 'keepfit_nb/typesetting.py'),

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['FACES', 'PLAIN', 'LIGATURES', 'Spans', 'BAD', 'font_file', 'load_font', 'has_glyph', 'Type', 'runs', 'width', 'Piece',
-           'pieces', 'hyphen_points', 'take_line', 'wrap', 'printed', 'Sheet', 'Block', 'text_block', 'new_canvas',
-           'show_page', 'encode', 'Scan', 'photograph', 'corners', 'bad_pdf']
+           'plainer', 'pieces', 'hyphen_points', 'take_line', 'wrap', 'printed', 'Sheet', 'Block', 'text_block',
+           'new_canvas', 'show_page', 'encode', 'Scan', 'photograph', 'corners', 'bad_pdf']
 
-# %% ../nbs/03e_typesetting.ipynb #35978e69
-import functools, io, re
+# %% ../nbs/03e_typesetting.ipynb #fdb983d5
+import functools, io, re, unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -114,7 +114,14 @@ class Piece:
 
 Spans = Sequence[tuple[str, str]]      # (style, text)
 
-# %% ../nbs/03e_typesetting.ipynb #f9136c92
+# %% ../nbs/03e_typesetting.ipynb #869406bd
+@functools.lru_cache(1 << 14)
+def plainer(char: str, kind: Type, style: str = "") -> str:
+    "The character, or a plain one in its place where the face has none: a hyphen for a dash, c for ç."
+    if char.isspace() or has_glyph(char, kind.latin, style) or has_glyph(char, kind.cjk, style): return char
+    base = PLAIN.get(char) or unicodedata.normalize("NFKD", char)[0]
+    return base if has_glyph(base[0], kind.latin, style) else char
+
 def pieces(spans: Spans, kind: Type) -> list[Piece]:
     "Cut spans of text into what a line may break between."
     out, open_space = [], False
@@ -122,8 +129,7 @@ def pieces(spans: Spans, kind: Type) -> list[Piece]:
         if kind.ligatures:
             for plain, one in LIGATURES.items():
                 if has_glyph(one, kind.latin, style): text = text.replace(plain, one)
-        for fine, plain in PLAIN.items():
-            if fine in text and not has_glyph(fine, kind.latin, style): text = text.replace(fine, plain)
+        text = "".join(map(lambda c: plainer(c, kind, style), text))
         for space, word in _PIECE.findall(text):
             space, open_space = space or open_space, False
             stuck = bool(out) and (word[0] in _NEVER_FIRST or not space and (word[0] in ",.;:)]’”" or style == "s" or out[-1].text in "（《“【〔"))
