@@ -254,7 +254,7 @@ def show_page(pdf: str | Path | bytes, page: int, scale: float = 1.) -> np.ndarr
     try: return np.array(doc[page].render(scale=scale).to_pil().convert("RGB"))
     finally: doc.close()
 
-# %% ../nbs/03e_typesetting.ipynb #33524617
+# %% ../nbs/03e_typesetting.ipynb #2975698a
 def encode(image: np.ndarray, png: bool, quality: int = 88) -> bytes:
     "The bytes of a PNG or JPEG file."
     out = io.BytesIO(); Image.fromarray(image).save(out, "PNG" if png else "JPEG", **({} if png else dict(quality=quality)))
@@ -268,7 +268,7 @@ class Scan(BaseModel, extra="forbid", frozen=True):
     noise: float = 4.             # standard deviation of Gaussian noise, grey levels of 255
     shade: float = .08            # the darkest place of the page loses up to this share of its light
     paper: tuple[int, int, int] = (250, 247, 240)
-    quality: int = 60             # of the JPEG
+    quality: int = 50             # of the JPEG
 
 # %% ../nbs/03e_typesetting.ipynb #b4fb2a7e
 def photograph(
