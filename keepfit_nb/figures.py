@@ -50,7 +50,7 @@ def variant(panel: Panel, r: np.random.Generator) -> Panel:
     image = cv2.resize(panel.image[y:h - y or h, x:w - x or w], (w, h), interpolation=cv2.INTER_AREA)
     return replace(panel, image=(255 * (image / 255.) ** r.uniform(.75, 1.35)).astype(np.uint8))
 
-# %% ../nbs/03f_figures.ipynb #d1a97757
+# %% ../nbs/03f_figures.ipynb #49ee2cd2
 @dataclass
 class Cast:
     "The panels of one figure, before layout."
@@ -66,7 +66,7 @@ def make_cast(
     grouped: bool = True,     # may several panels share one part?
 ) -> Cast:
     "Who stands together in a figure: one picture, several cameras on one eye, several eyes with one disease, two views, or a mixture."
-    how = ("single", "cameras", "series", "mixed", "views")[int(r.choice(5, p=(.3, .2, .2, .2, .1)))] if most > 1 else "single"
+    how = ("single", "cameras", "series", "mixed", "views")[int(r.choice(5, p=(.28, .2, .18, .16, .18)))] if most > 1 else "single"
     if how == "views" and (most < 3 or not grouped): how = "series"
     eye = _eye(r); modalities = _shuffled(DISEASES[eye.disease].modalities, r)
     if how == "cameras" and len(modalities) < 2: how = "series"

@@ -8,8 +8,8 @@ __all__ = ['OCTAVO', 'SQUARE', 'TUNING', 'HELDOUT', 'FOREIGN', 'GROUPS', 'FULL',
            'make_figure', 'logo', 'drawing', 'picture_block', 'ornament', 'Book', 'Atlas', 'make_atlas', 'Settings',
            'build']
 
-# %% ../nbs/03g_pages.ipynb #5b4440ba
-import io, re, shutil
+# %% ../nbs/03g_pages.ipynb #03d59206
+import io, itertools, re, shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -70,7 +70,7 @@ class Template(Paper, extra="forbid", frozen=True):
     credit: str = ""                                  # printed behind a caption
     ornaments: float = .2                             # share of pages with a logo, a plate without caption or a drawing
 
-# %% ../nbs/03g_pages.ipynb #45387f53
+# %% ../nbs/03g_pages.ipynb #72cb4ab9
 OCTAVO, SQUARE = (498.9, 708.7), (612., 612.)
 TUNING = (
     Template(name="English monograph", hyphenate=True, justify=True, marks=("comma", "parenthesis", "colon"),
@@ -84,8 +84,6 @@ TUNING = (
     Template(name="Plates and legends", latin="dejavu sans", body=9, small=8, ligatures=True, label="Plate {n}.", places=("next", "next", "under"),
              marks=("dot", "comma", "sides"), most=6, looks=(Look(png=True), Look(gutter=0, whole=True), Look(gutter=6, letters="below", downwards=True))),
 )
-
-# %% ../nbs/03g_pages.ipynb #60d27e9b
 TUNING += (
     Template(name="Bilingual atlas", language="both", body=9.5, small=8.5, leading=1.35, label="Fig. {c}-{n}", marks=("colon", "parenthesis", "sides comma"),
              places=("under", "above"), looks=(Look(letters="boxed", corner="top right"), Look(whole=True, gutter=4))),
@@ -96,7 +94,7 @@ TUNING += (
              looks=(Look(letters="burned"), Look(letters="below", gutter=6), Look(whole=True, black=True, gutter=2))),
 )
 
-# %% ../nbs/03g_pages.ipynb #68867a88
+# %% ../nbs/03g_pages.ipynb #52fe05a7
 HELDOUT = (
     Template(name="American monograph", page=(504., 720.), margins=(60, 58, 54, 54), latin="stix", body=10.5, small=9, hyphenate=True, justify=True,
              ligatures=True, label="Figure {c}.{n}", marks=("parenthesis", "small", "comma"), places=("under", "under", "above"),
@@ -111,8 +109,6 @@ HELDOUT = (
              margins=(66, 62, 52, 52), label_zh="图{c}.{n}", marks=("colon", "small", "sides comma"), bold=False, wide=.3, foot="outer",
              looks=(Look(letters="boxed", gutter=3), Look(letters="below", gutter=8), Look(whole=True, gutter=0))),
 )
-
-# %% ../nbs/03g_pages.ipynb #4a9ac269
 HELDOUT += (
     Template(name="Two languages, Chinese first", language="both", latin="stix", cjk="song", body=10, small=9, leading=1.35, chinese_first=True,
              label="Fig. {c}.{n}", label_zh="图{c}.{n}", marks=("comma", "colon", "parenthesis"), places=("under", "beside"), head="rule",
@@ -246,7 +242,12 @@ def _fit(cast, names, rows, look, kind, paragraphs, room, tall, place, r):
         return x + spot[0], y + spot[1]
     return Block(height, draw), layout
 
-# %% ../nbs/03g_pages.ipynb #83dab094
+# %% ../nbs/03g_pages.ipynb #85592a5c
+def _fit_sides(count, shape, rows, marks):
+    "Places have names for a row of two or three, a column of two and a square; anything else takes letters."
+    if (count, shape) in ((2, "row"), (3, "row"), (2, "column"), (4, "square")): return shape, rows, marks
+    return shape, rows, MARKS["comma"]
+
 def make_figure(
     template: Template, chapter: int, n: int, r: np.random.Generator, room: float, tall: float, size: int,
     place: str = "under",          # of the caption
@@ -273,13 +274,7 @@ def make_figure(
                    shared=shared("en"), shared_zh=shared("zh")) for i, p in enumerate(cast.panels)]
     return Figure(block, truths, layout), paragraphs
 
-# %% ../nbs/03g_pages.ipynb #a8543b07
-def _fit_sides(count, shape, rows, marks):
-    "Places have names for a row of two or three, a column of two and a square; anything else takes letters."
-    if (count, shape) in ((2, "row"), (3, "row"), (2, "column"), (4, "square")): return shape, rows, marks
-    return shape, rows, MARKS["comma"]
-
-# %% ../nbs/03g_pages.ipynb #d977d144
+# %% ../nbs/03g_pages.ipynb #3885f60c
 def logo(size: int = 96) -> np.ndarray:
     "A publisher's mark: an eye in a ring."
     image = np.full((size, size, 3), 255, np.uint8); c = size // 2
@@ -291,7 +286,6 @@ def logo(size: int = 96) -> np.ndarray:
 DRAWINGS = {"en": ("Section of the eye: cornea, lens, vitreous, retina and optic nerve.", "The path of light from the camera to the retina and back."),
             "zh": ("眼球剖面图：角膜、晶状体、玻璃体、视网膜与视神经。", "光线由照相机到视网膜再返回的路径。")}
 
-# %% ../nbs/03g_pages.ipynb #07b824d1
 def drawing(r: np.random.Generator, size: int = 420) -> np.ndarray:
     "A line drawing of an eye in section."
     image = np.full((int(.7 * size), size, 3), 255, np.uint8); c, k = (size // 2, int(.35 * size)), int(.28 * size)
@@ -402,7 +396,7 @@ def page_number(self: Book, template: Template, sheet: Sheet) -> None:
     x = (w - wide) / 2 if template.foot == "centre" else w - right - wide if sheet.number % 2 == 0 else left
     sheet.words([number], x, y, kind); sheet.other("page number", (x, y - kind.size, x + wide, y + 2))
 
-# %% ../nbs/03g_pages.ipynb #3dc89df3
+# %% ../nbs/03g_pages.ipynb #e6a82efa
 @patch
 def figure(self: Book, template: Template, chapter: int, room: float, tall: float, place: str) -> tuple[Figure, list]:
     "The next figure; phantoms with too many words for the place give way to fewer panels."
@@ -410,8 +404,11 @@ def figure(self: Book, template: Template, chapter: int, room: float, tall: floa
     for most in ([template.most] if own else [template.most, 3, 2, 1, 1, 1]):
         try: return make_figure(template, chapter, n, self.r, room, tall, self.size, place, own, most)
         except TooTall as err: problem = err
+    self.count[chapter] -= 1
+    if own: self.casts = itertools.chain([own], self.casts)        # on the next page, perhaps
     raise problem
 
+# %% ../nbs/03g_pages.ipynb #f157fa2e
 @patch
 def columns(self: Book, template: Template, chapter: int, story: Story, sheet: Sheet, area, places: list[str]) -> None:
     "Share the figures out among the columns and pour text around them."
@@ -425,7 +422,11 @@ def columns(self: Book, template: Template, chapter: int, story: Story, sheet: S
         for i, place in enumerate(places[c::k]):
             tall = free - 2 * space if i or c == extra else min(free - 2 * space, .72 * (y1 - y0))
             if tall < 200: break
-            figure = self.figure(template, chapter, room, tall, place)[0]; blocks.append((figure, figure.block.height))
+            try: figure = self.figure(template, chapter, room, tall, place)[0]
+            except TooTall:
+                if blocks or c: break                            # the next page has more room
+                raise
+            blocks.append((figure, figure.block.height))
             free -= figure.block.height + 2 * space
         if c == extra and self.r.random() < .5: blocks.append(blocks.pop(0))
         shares = np.floor(self.r.dirichlet(np.ones(len(blocks) + 1)) * free / line) * line
@@ -525,8 +526,8 @@ def make_atlas(
     write_json(folder / "truth.json", truth)
     return Atlas(folder / "atlas.pdf", truth)
 
-# %% ../nbs/03g_pages.ipynb #20affd77
-SAMPLE = dict(pages=12, seed=7, templates=TUNING, scanned=(10, 11), size=176, keep=False)     # make_atlas("data/atlas", **SAMPLE) makes what ships
+# %% ../nbs/03g_pages.ipynb #17d44276
+SAMPLE = dict(pages=12, seed=4, templates=TUNING, scanned=(10, 11), size=144, keep=False)     # make_atlas("data/atlas", **SAMPLE) makes what ships
 
 # %% ../nbs/03g_pages.ipynb #1aa89a11
 class Settings(BaseModel, extra="forbid"):

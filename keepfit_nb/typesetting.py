@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['FACES', 'PLAIN', 'LIGATURES', 'Spans', 'BAD', 'font_file', 'load_font', 'has_glyph', 'Type', 'runs', 'width', 'Piece',
-           'pieces', 'hyphen_points', 'take_line', 'wrap', 'printed', 'Sheet', 'Block', 'text_block', 'new_canvas',
-           'show_page', 'encode', 'Scan', 'photograph', 'corners', 'bad_pdf']
+           'plainer', 'pieces', 'hyphen_points', 'take_line', 'wrap', 'printed', 'Sheet', 'Block', 'text_block',
+           'new_canvas', 'show_page', 'encode', 'Scan', 'photograph', 'corners', 'bad_pdf']
 
-# %% ../nbs/03e_typesetting.ipynb #35978e69
-import functools, io, re
+# %% ../nbs/03e_typesetting.ipynb #fdb983d5
+import functools, io, re, unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -114,7 +114,14 @@ class Piece:
 
 Spans = Sequence[tuple[str, str]]      # (style, text)
 
-# %% ../nbs/03e_typesetting.ipynb #f9136c92
+# %% ../nbs/03e_typesetting.ipynb #869406bd
+@functools.lru_cache(1 << 14)
+def plainer(char: str, kind: Type, style: str = "") -> str:
+    "The character, or a plain one in its place where the face has none: a hyphen for a dash, c for ç."
+    if char.isspace() or has_glyph(char, kind.latin, style) or has_glyph(char, kind.cjk, style): return char
+    base = PLAIN.get(char) or unicodedata.normalize("NFKD", char)[0]
+    return base if has_glyph(base[0], kind.latin, style) else char
+
 def pieces(spans: Spans, kind: Type) -> list[Piece]:
     "Cut spans of text into what a line may break between."
     out, open_space = [], False
@@ -122,8 +129,7 @@ def pieces(spans: Spans, kind: Type) -> list[Piece]:
         if kind.ligatures:
             for plain, one in LIGATURES.items():
                 if has_glyph(one, kind.latin, style): text = text.replace(plain, one)
-        for fine, plain in PLAIN.items():
-            if fine in text and not has_glyph(fine, kind.latin, style): text = text.replace(fine, plain)
+        text = "".join(map(lambda c: plainer(c, kind, style), text))
         for space, word in _PIECE.findall(text):
             space, open_space = space or open_space, False
             stuck = bool(out) and (word[0] in _NEVER_FIRST or not space and (word[0] in ",.;:)]’”" or style == "s" or out[-1].text in "（《“【〔"))
@@ -248,7 +254,7 @@ def show_page(pdf: str | Path | bytes, page: int, scale: float = 1.) -> np.ndarr
     try: return np.array(doc[page].render(scale=scale).to_pil().convert("RGB"))
     finally: doc.close()
 
-# %% ../nbs/03e_typesetting.ipynb #33524617
+# %% ../nbs/03e_typesetting.ipynb #2975698a
 def encode(image: np.ndarray, png: bool, quality: int = 88) -> bytes:
     "The bytes of a PNG or JPEG file."
     out = io.BytesIO(); Image.fromarray(image).save(out, "PNG" if png else "JPEG", **({} if png else dict(quality=quality)))
@@ -262,7 +268,7 @@ class Scan(BaseModel, extra="forbid", frozen=True):
     noise: float = 4.             # standard deviation of Gaussian noise, grey levels of 255
     shade: float = .08            # the darkest place of the page loses up to this share of its light
     paper: tuple[int, int, int] = (250, 247, 240)
-    quality: int = 60             # of the JPEG
+    quality: int = 50             # of the JPEG
 
 # %% ../nbs/03e_typesetting.ipynb #b4fb2a7e
 def photograph(
