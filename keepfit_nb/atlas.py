@@ -153,11 +153,12 @@ def _plates(page: Page, folder: Path) -> tuple[list[Plate], list[dict]]:
 
 def _round(box: Box) -> list[float]: return [round(float(v), 2) for v in box]
 
-# %% ../nbs/04_atlas.ipynb #7ef30a4a
+# %% ../nbs/04_atlas.ipynb #99846c87
 def _figure_rows(plates: list[Plate], legend: Legend) -> tuple[list[dict], list[np.ndarray]]:
     "The pairs of one figure: a row and the pixels for each panel."
     images = {p.file: cv2.imread(p.file)[..., ::-1] for p in plates}
     want = legend.panels
+    if len(plates) > 1 and want == len(plates): plates = [replace(p, panels=[p.box], marks=p.marks[:1]) if len(p.panels) > 1 else p for p in plates]
     if len(plates) == 1 and want and len(plates[0].panels) != want:                       # look again, now that the words say how many
         p = plates[0]; again = _in_points(p.box, cut_panels(images[p.file], want))
         if len(again) == want: plates = [replace(p, panels=again, marks=[""] * want)]

@@ -167,7 +167,7 @@ def _inversions(pairs: list[tuple[Box, Legend]]) -> int:
     ranked = sorted(pairs, key=lambda p: p[0][1])
     return sum(a[1].page == b[1].page and _order(a[1].number) > _order(b[1].number) and a[0][3] < b[0][1] + 4 for a, b in zip(ranked, ranked[1:]))
 
-# %% ../nbs/03l_binding.ipynb #0f54bb1b
+# %% ../nbs/03l_binding.ipynb #075cb8a4
 def bind_page(
     plates: list[Plate],              # pictures of one page
     legends: list[Legend],            # legends of that page
@@ -186,8 +186,8 @@ def bind_page(
             for j, l in enumerate(legends):
                 others = [o.box for o in legends if o is not l] + [b for b in boxes if b is not boxes[i]]
                 far, where[i, j] = _bond(boxes[i], l, others, usual)
-                found = sum(len(p.panels) for p in g)
-                table[i, j] = far + (60 if l.panels and found != l.panels else 0) + (12 * (len(g) - 1) if not l.panels else 0)
+                wrong = l.panels and l.panels != sum(len(p.panels) for p in g)
+                table[i, j] = far + (0 if not wrong else 50 if l.panels == len(g) else 60) + (12 * (len(g) - 1) if not l.panels else 0)
         for habit in ("", "under", "above", "beside"):
             bonus = np.zeros_like(table)
             for (i, j), w in where.items(): bonus[i, j] = 15 * (w == habit)

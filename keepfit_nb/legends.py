@@ -98,12 +98,12 @@ def join_lines(
         else: out += f" {line}"
     return out
 
-# %% ../nbs/03k_legends.ipynb #e32fe65e
+# %% ../nbs/03k_legends.ipynb #932146f4
 _REF = r"(?:figs?\.?|figures?|plates?|[图圖])\s*\d+(?:\s?[-–.]\s?\d+)*\s*[A-Ha-h]?(?:\s?(?:[-–,，、]|and|和|及)\s?(?:[A-Ha-h]\b|\d+(?:[-–.]\d+)*))*"
 _NOTES = [re.compile(p, re.I) for p in (
     rf"\s*[(\[（]\s*(?:(?:see|cf\.?|compare|as in|also|参?见|参照|同)\s*(?:also\s*)?)?{_REF}\s*[)\]）]",       # (see Fig. 2)
     rf"\s*[;,，；]?\s*(?:see|cf\.?|compare with|参?见|参照)\s*(?:also\s*)?{_REF}(?=\s*(?:[.;,，。；)）]|$))",       # ; see Fig. 2
-    r"\s*\[\s*\d{1,3}(?:\s*[-–,，、;]\s*\d{1,3})*\s*\]")]                                               # [12], [3, 4]
+    r"\s*\[\s*\d(?:\s?\d){0,2}(?:\s*[-–,，、;]\s*\d(?:\s?\d){0,2})*\s*\]")]                                               # [12], [3, 4]
 _SUPER = re.compile(r"(?<![\d])(?<!mm)(?<!cm)(?<!\bm)[⁰¹²³⁴⁵⁶⁷⁸⁹]+(?:[˒⁻,–-]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+)*")
 _WIDE = str.maketrans(",:;()?!", "，：；（）？！")
 

@@ -61,13 +61,14 @@ def seam_maps(
     sharp |= np.c_[sharp[:, 1:], sharp[:, -1:]] | np.c_[sharp[:, :1], sharp[:, :-1]]            # a resampled border is three pixels wide
     return sharp | (black[:, 1:] & black[:, :-1]) | (white[:, 1:] & white[:, :-1]), step
 
-# %% ../nbs/03i_panels.ipynb #ba8e2f76
+# %% ../nbs/03i_panels.ipynb #9df8e133
 class _Canvas:
     "A picture under the knife: its seams along both axes, and where it shows anything, summed up for quick questions."
     def __init__(self, image: np.ndarray):
         self.axes = seam_maps(image), seam_maps(image.transpose(1, 0, 2))
         hi, lo = image.max(2), cv2.blur(image.min(2), (3, 3)); lit = (hi > min(60, np.percentile(hi, 1) + 25)) & (lo < 228)
-        self.sums = [cv2.integral(m.astype(np.uint8)) for m in (lit, hi < 20, lo >= 228)]
+        self.black = cv2.blur(hi, (5, 5)) < 18
+        self.sums = [cv2.integral(m.astype(np.uint8)) for m in (lit, self.black, lo >= 225)]
     def share(self, kind: int, box) -> float:
         s, (x0, y0, x1, y1) = self.sums[kind], box
         return float(s[y1, x1] - s[y0, x1] - s[y1, x0] + s[y0, x0]) / max(1, (x1 - x0) * (y1 - y0))
@@ -75,8 +76,17 @@ class _Canvas:
         "How much of a line through a box is seam; the best of three neighbours."
         lo, hi = (box[1], box[3]) if axis == 0 else (box[0], box[2])
         return float(self.axes[axis][0][lo:hi, max(0, at - 2):at + 1].mean(0).max())
+    def shrunk(self, box):
+        "A panel without the black that fills up its row or column on one side; the rim of the other side is kept."
+        x0, y0, x1, y1 = box; black = self.black[y0:y1, x0:x1]
+        def ends(dark):
+            n = len(dark); rim = 1 + n // 60; lit = np.flatnonzero(dark[rim:n - rim] < .94) + rim       # the rim may show a line of paper
+            a, b = (int(lit[0]), n - 1 - int(lit[-1])) if len(lit) else (0, 0)
+            return (0, n - b + a) if a < .08 * n and b > .25 * n else (a - b, n) if b < .08 * n and a > .25 * n else (0, n)
+        (l, r), (t, b) = ends(black.mean(0)), ends(black.mean(1))
+        return x0 + l, y0 + t, x0 + r, y0 + b
     def full(self, box) -> bool: return self.share(0, box) > .12                             # a picture, not only black or paper
-    def void(self, box) -> bool: return max(self.share(1, box), self.share(2, box)) > .995   # what fills up a compound figure
+    def void(self, box) -> bool: return max(self.share(1, box), self.share(2, box)) > .99   # what fills up a compound figure
 
 # %% ../nbs/03i_panels.ipynb #f642d1ed
 def _halves(box, axis: int, at: int):
@@ -107,7 +117,7 @@ def _seams(canvas: _Canvas, box, axis: int, side: int, lowest: float) -> list[tu
         open_[max(0, lo - 4):hi + 5] = False
     return out
 
-# %% ../nbs/03i_panels.ipynb #1e088913
+# %% ../nbs/03i_panels.ipynb #c9d008dc
 def seam_cuts(
     image: np.ndarray,           # uint8 RGB, without white gutters
     n: int = 0,                  # panels wanted; 0: only what can be seen
@@ -130,6 +140,7 @@ def seam_cuts(
         leaf = max(leaves, key=lambda l: best(l, known)[0]); value, halves = best(leaf, known)
         if value < (lowest if n else .7): break
         i = leaves.index(leaf); leaves[i:i + 1] = [b for b in halves if not canvas.void(b)]
+    if len(leaves) > 1: leaves = [canvas.shrunk(l) for l in leaves]
     return [(a / w, b / h, c / w, d / h) for a, b, c, d in leaves]
 
 # %% ../nbs/03i_panels.ipynb #f2952d46

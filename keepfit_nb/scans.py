@@ -80,11 +80,11 @@ def find_pictures(
     boxes = [_settle(page.min(2), tuple(round(v / k) for v in b), dpi) for b in rough]
     return _merged([b for b in boxes if min(b[2] - b[0], b[3] - b[1]) * k >= 24])
 
-# %% ../nbs/03j_scans.ipynb #d23fc8f9
+# %% ../nbs/03j_scans.ipynb #edad3770
 def _settle(tone: np.ndarray, box, dpi: float) -> tuple[int, int, int, int]:
     "Move the borders of a rough box to where the picture begins: rows and columns with an unbroken stretch of 8 mm, longer than any letter."
     h, w = tone.shape; x0, y0, x1, y1 = max(0, box[0]), max(0, box[1]), min(w, box[2]), min(h, box[3]); n = round(.31 * dpi)
-    part = (cv2.blur(tone[y0:y1, x0:x1], (5, 5)) < 222).astype(np.uint8)
+    part = (cv2.blur(tone[y0:y1, x0:x1], (3, 3)) < 190).astype(np.uint8)
     ys = np.flatnonzero(cv2.morphologyEx(part, cv2.MORPH_OPEN, np.ones((1, n), np.uint8)).any(1))
     xs = np.flatnonzero(cv2.morphologyEx(part, cv2.MORPH_OPEN, np.ones((n, 1), np.uint8)).any(0))
     return (x0 + int(xs[0]), y0 + int(ys[0]), x0 + int(xs[-1]) + 1, y0 + int(ys[-1]) + 1) if len(ys) and len(xs) else (x0, y0, x1, y1)
