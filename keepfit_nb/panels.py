@@ -202,13 +202,14 @@ def _candidates(corner: np.ndarray, side: int) -> Iterator[np.ndarray]:
             if x == 0 or y == 0: continue
             yield labels[y:y + h, x:x + w] == i
 
-# %% ../nbs/03i_panels.ipynb #739b8e13
+# %% ../nbs/03i_panels.ipynb #ea323a2d
 def read_mark(
     panel: np.ndarray,        # uint8 RGB
     sure: float = .86,        # likeness from which a shape counts as a letter
 ) -> str:                     # upper case, or ''
     "The letter printed in a corner of a panel, by its silhouette."
     side = min(panel.shape[:2]); k = min(1., 400 / max(side, 1))
+    if side < MIN_SIDE: return ""
     if k < 1: panel, side = cv2.resize(panel, None, fx=k, fy=k, interpolation=cv2.INTER_AREA), round(side * k)
     shapes, names = _letter_shapes(); a = round(.3 * side); best = ("", sure)
     for corner in (panel[:a, :a], panel[:a, -a:], panel[-a:, :a], panel[-a:, -a:]):
