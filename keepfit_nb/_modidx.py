@@ -572,6 +572,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'keepfit_nb.panels._trim': ('panels.html#_trim', 'keepfit_nb/panels.py'),
                                    'keepfit_nb.panels.bands': ('panels.html#bands', 'keepfit_nb/panels.py'),
                                    'keepfit_nb.panels.cut_panels': ('panels.html#cut_panels', 'keepfit_nb/panels.py'),
+                                   'keepfit_nb.panels.even_grid': ('panels.html#even_grid', 'keepfit_nb/panels.py'),
                                    'keepfit_nb.panels.read_mark': ('panels.html#read_mark', 'keepfit_nb/panels.py'),
                                    'keepfit_nb.panels.seam_cuts': ('panels.html#seam_cuts', 'keepfit_nb/panels.py'),
                                    'keepfit_nb.panels.seam_maps': ('panels.html#seam_maps', 'keepfit_nb/panels.py'),
