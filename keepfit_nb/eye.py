@@ -4,24 +4,24 @@
 
 # %% auto #0
 __all__ = ['Eye', 'mirror', 'sample_eye', 'visible_diseases', 'per_quadrant', 'severity', 'MICRONS', 'Vessel', 'anatomy',
-           'arcade', 'cup_edge', 'fibre_angle', 'grow', 'murray', 'smooth', 'stream', 'vessel_tree', 'DISEASES',
-           'FINE_TASKS', 'GRADES', 'PREVALENCES', 'TOGETHER', 'Disease', 'as_diseases', 'consistent', 'draw_facts',
-           'partners', 'prevalence', 'seen_facts', 'LESION_MAKERS', 'LESIONS', 'Lesion', 'body', 'compose', 'scatter',
-           'spread']
+           'arcade', 'crossings', 'cup_edge', 'fibre_angle', 'grow', 'murray', 'smooth', 'stream', 'vessel_tree',
+           'DISEASES', 'FINE_TASKS', 'GRADES', 'PREVALENCES', 'TOGETHER', 'Disease', 'as_diseases', 'consistent',
+           'draw_facts', 'partners', 'prevalence', 'seen_facts', 'LESION_MAKERS', 'LESIONS', 'Lesion', 'body',
+           'compose', 'scatter', 'spread']
 
-# %% ../nbs/03_eye.ipynb #c121e5e7
+# %% ../nbs/03_eye.ipynb #95e29f0a
 import math
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from .anatomy import MICRONS, Vessel, anatomy, arcade, cup_edge, fibre_angle, grow, murray, smooth, stream, vessel_tree
+from .anatomy import MICRONS, Vessel, anatomy, arcade, crossings, cup_edge, fibre_angle, grow, murray, smooth, stream, vessel_tree
 from .catalogue import (DISEASES, FINE_TASKS, GRADES, PREVALENCES, TOGETHER, Disease, as_diseases, consistent, draw_facts, partners,
                                   prevalence, seen_facts)
 from .disease import LESION_MAKERS, LESIONS, Lesion, body, compose, scatter, spread
 from .profiles import MODALITIES, nearest, open_run
 
-_all_ = ["MICRONS", "Vessel", "anatomy", "arcade", "cup_edge", "fibre_angle", "grow", "murray", "smooth", "stream", "vessel_tree", "DISEASES", "FINE_TASKS",
+_all_ = ["MICRONS", "Vessel", "anatomy", "arcade", "crossings", "cup_edge", "fibre_angle", "grow", "murray", "smooth", "stream", "vessel_tree", "DISEASES", "FINE_TASKS",
          "GRADES", "PREVALENCES", "TOGETHER", "Disease", "as_diseases", "consistent", "draw_facts", "partners", "prevalence", "seen_facts",
          "LESION_MAKERS", "LESIONS", "Lesion", "body", "compose", "scatter", "spread"]     # earlier chapters of the eye, at hand here
 
