@@ -64,7 +64,7 @@ def fibre_angle(
     bend = .5 / math.sqrt(u) - .7 * u**1.5 / 1.44
     return math.atan2(-(slope * (u < span) + (y - between) / shape * bend), 1.)
 
-# %% ../nbs/03_anatomy.ipynb #9ce3b3a0
+# %% ../nbs/03_anatomy.ipynb #0fc67599
 def cup_edge(
     angle,              # radians around the disc, 0 = to the right, pi/2 = down; array or float
     cup_ratio,          # vertical cup diameter / disc diameter
@@ -75,7 +75,7 @@ def cup_edge(
     t = np.asarray(angle, float) if side == "OD" else np.pi - np.asarray(angle, float)
     rim = (1 - cup_ratio) * (.94 + .07 * np.cos(t) + .045 * np.sin(t) - .07 * np.cos(2 * t))
     off = (t - math.copysign(2.18, notch) + np.pi) % (2 * np.pi) - np.pi       # 55 degrees below (or above) the temple
-    return 1 - rim * (1 - .8 * abs(notch) * np.exp(-(off / .5)**2))
+    return np.maximum(1 - rim * (1 - .8 * abs(notch) * np.exp(-(off / .5)**2)), 0)
 
 # %% ../nbs/03_anatomy.ipynb #1e03ea92
 def murray(

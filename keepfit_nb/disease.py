@@ -85,10 +85,12 @@ def near_line(rng, base, n, reach) -> list:
 def _fibres(base): return lambda x, y: fibre_angle(x, y, base["disc"], base["fovea"])
 def _any_way(rng): return lambda x, y: rng.uniform(0, 2 * math.pi)
 
-# %% ../nbs/03_disease.ipynb #f59765da
-def _dots(rng, base, n):           # microaneurysms: near the macula, but never in the very fovea
-    return spread(rng, "microaneurysm", scatter(rng, n, base, (base["fovea"][0] - .1, base["fovea"][1]), .78,
-                  keep=lambda x, y: np.hypot(x - base["fovea"][0], y - base["fovea"][1]) > .09), (.0125, .0149))
+# %% ../nbs/03_disease.ipynb #d726e3bb
+def _dots(rng, base, n):           # microaneurysms: densest at the macula, but never in the very fovea
+    fx, fy = base["fovea"]
+    near = scatter(rng, n // 2, base, base["fovea"], .42, .09)
+    far = scatter(rng, n - len(near), base, (fx + .05, fy), .8, .42)
+    return spread(rng, "microaneurysm", near + far, (.0125, .0149))
 
 def _blots(rng, base, low, high, size=(.018, .042)):   # low to high - 1 haemorrhages in each quadrant around the disc
     points, (dx, dy) = [], base["disc"]
@@ -104,7 +106,7 @@ def _wool(rng, base, n):
 def _flames(rng, base, n, radius=.75, size=(.045, .08), inner=.26, **kw):
     return spread(rng, "flame haemorrhage", scatter(rng, n, base, base["disc"], radius, inner, **kw), size, angle=_fibres(base))
 
-# %% ../nbs/03_disease.ipynb #b2a2a517
+# %% ../nbs/03_disease.ipynb #523408d6
 def _diabetic(rng, base, facts):
     many, grade, there = facts["microaneurysms"] == "many", facts["grade"], lambda f: facts[f] == "present"
     out = _dots(rng, base, rng.integers(34, 46) if many else rng.integers(8, 13))
@@ -121,7 +123,7 @@ def _proliferation(rng, base):     # new vessels at the disc, or elsewhere along
     (dx, dy), r = base["disc"], base["disc_radius"]
     turn = rng.uniform(0, 2 * math.pi)
     at_disc = [(dx + .5 * r * math.cos(turn), dy + .5 * r * math.sin(turn))] if rng.random() < .5 else []
-    elsewhere = [arcade(u, sign, base["disc"], base["fovea"]) for u, sign in zip(rng.uniform(.2, .8, 3), rng.permutation([-1, 1, 1, -1]))]
+    elsewhere = [arcade(u, sign, base["disc"], base["fovea"]) for u, sign in zip(rng.uniform((.2, .5, .75), (.4, .65, .9)), rng.permutation([-1, 1, 1, -1]))]
     out = spread(rng, "new vessels", at_disc + elsewhere[:int(rng.integers(2, 4)) - len(at_disc)], (.13, .18), angle=_any_way(rng))
     if rng.random() < .6: out += spread(rng, "preretinal haemorrhage", scatter(rng, 1, base, radius=.65, inner=.4), (.12, .2))
     return out
@@ -199,7 +201,7 @@ def _vasculitis(rng, base, facts):
     else: sheath = [arcade(u, sign, base["disc"], base["fovea"]) for u, sign in zip(rng.uniform(.2, .9, 5), (-1, 1, -1, 1, rng.choice([-1, 1])))], (.13, .18)
     return spread(rng, "vessel sheathing", *sheath) + _flames(rng, base, rng.integers(3, 6), inner=.4)
 
-# %% ../nbs/03_disease.ipynb #7fcd2fc0
+# %% ../nbs/03_disease.ipynb #2aa2b5da
 def _laser(rng, base, facts):
     (fx, fy), n = base["fovea"], rng.integers(70, 95) if facts["scars"] == "many" else rng.integers(14, 22)
     mid = lambda x, y: (np.hypot(x - fx, y - fy) > .48) & ~((x > fx) & (x < base["disc"][0]) & (np.abs(y - fy) < .3))
@@ -208,8 +210,8 @@ def _laser(rng, base, facts):
 def _vitreous_blood(rng, base, facts):
     dense = facts["blood"] == "dense"
     n, size, strength = (int(rng.integers(7, 10)), (.3, .5), (.85, 1.)) if dense else (int(rng.integers(3, 6)), (.14, .28), (.5, .8))
-    x, y = rng.uniform(-.6, .6, n), rng.uniform(-.55, .75, n) if dense else rng.uniform(.1, .75, n)      # it settles
-    return spread(rng, "vitreous blood", list(zip(x, y)), size, strength)
+    places = scatter(rng, n, base, (0., .1), .68, gap=.16, disc=0., keep=None if dense else lambda x, y: y > .12)      # it settles
+    return spread(rng, "vitreous blood", places, size, strength)
 
 def _asteroids(rng, base, facts):
     n = rng.integers(75, 105) if facts["bodies"] == "many" else rng.integers(14, 24)
