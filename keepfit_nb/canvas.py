@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FIELD', 'GRAIN', 'BLOBS', 'BRUSHES', 'check_size', 'grid', 'cloud', 'edge', 'soften', 'Canvas', 'placed', 'outlines',
-           'flame', 'wool', 'blood_cloud', 'tuft', 'boat', 'spicule', 'spoke', 'feather', 'tongue', 'surround', 'dots',
+           'flame', 'wool', 'blood_cloud', 'tuft', 'boat', 'spicule', 'feather', 'tongue', 'surround', 'dots',
            'lesion_cover', 'spared']
 
 # %% ../nbs/03a_canvas.ipynb #67ca083f
@@ -51,7 +51,7 @@ def cloud(
         total += cv2.resize(small, (size, size), interpolation=cv2.INTER_AREA if n > size else cv2.INTER_CUBIC) / 2**o
     return total
 
-# %% ../nbs/03a_canvas.ipynb #ce9a28c8
+# %% ../nbs/03a_canvas.ipynb #9fad6dc0
 def edge(distance, radius, size, width=.02):
     "1 inside a radius, 0 outside, with a soft step of at least one pixel."
     return np.clip((radius - distance) / max(width, 2 / size) + .5, 0, 1)
@@ -59,8 +59,11 @@ def edge(distance, radius, size, width=.02):
 def soften(a, sigma):
     "Gaussian blur with sigma in units of the field of view; one plane (size, size) or several (k, size, size)."
     s = sigma * FIELD * a.shape[-1] / 2
+    if a.ndim == 3: return np.stack([soften(p, sigma) for p in a])
     if s < .15: return a
-    return cv2.GaussianBlur(a, (0, 0), s) if a.ndim == 2 else np.stack([cv2.GaussianBlur(p, (0, 0), s) for p in a])
+    if s < 8: return cv2.GaussianBlur(a, (0, 0), s)
+    small = cv2.resize(a, None, fx=4 / s, fy=4 / s, interpolation=cv2.INTER_AREA)      # a broad blur needs no fine grid
+    return cv2.resize(cv2.GaussianBlur(small, (0, 0), 4.), a.shape[::-1], interpolation=cv2.INTER_LINEAR)
 
 # %% ../nbs/03a_canvas.ipynb #3196c5cc
 class Canvas:
@@ -101,14 +104,14 @@ def outlines(
     rho = 1 + .5 * rough * (wave / k**.7).sum(2)
     return placed(lesions, rho * np.cos(t) * stretch**.5, rho * np.sin(t) / stretch**.5)
 
-# %% ../nbs/03a_canvas.ipynb #7dc499e4
+# %% ../nbs/03a_canvas.ipynb #6eaacf53
 BLOBS = {   # kind -> rough, stretch
-    "haemorrhage": (.3, 1.2), "hard exudate": (.2, 1.1), "soft drusen": (.15, 1.1), "atrophy": (.16, 1.15), "membrane": (.2, 1.2),
-    "subretinal blood": (.3, 1.5), "non-perfusion": (.3, 1.2), "vein leakage": (.25, 1.3), "laser scar": (.16, 1.1), "macular scar": (.34, 1.3),
+    "haemorrhage": (.3, 1.2), "hard exudate": (.2, 1.1), "star exudate": (.3, 3.2), "soft drusen": (.15, 1.1), "atrophy": (.16, 1.15),
+    "membrane": (.2, 1.2), "subretinal blood": (.3, 1.5), "non-perfusion": (.3, 1.2), "vein leakage": (.25, 1.3), "laser scar": (.16, 1.1), "macular scar": (.34, 1.3),
     "nevus": (.1, 1.25), "pigment epithelial detachment": (.08, 1.08), "detached retina": (.14, 1.1), "epiretinal membrane": (.22, 1.15),
     "ischaemic retina": (.12, 1.1), "cherry-red spot": (.1, 1.1)}
 
-# %% ../nbs/03a_canvas.ipynb #889350d3
+# %% ../nbs/03a_canvas.ipynb #f7353169
 _SPINDLE = np.array([[-1, 0], [-.4, 1], [.5, .8], [1, 0], [.5, -.8], [-.4, -1]])
 
 def _spindles(canvas, lesions, values, at, long, wide):     # each (n, m): where along the angle and across it, how long, how wide
@@ -117,7 +120,7 @@ def _spindles(canvas, lesions, values, at, long, wide):     # each (n, m): where
 
 def flame(canvas, r, lesions, values):
     n = len(lesions)
-    _spindles(canvas, lesions, values, r.normal(0, .3, (2, n, 5)), r.uniform(.8, 1.3, (n, 5)), r.uniform(.16, .28, (n, 5)))
+    _spindles(canvas, lesions, values, r.normal(0, .32, (2, n, 9)), r.uniform(.6, 1.3, (n, 9)), r.uniform(.07, .15, (n, 9)))
 
 # %% ../nbs/03a_canvas.ipynb #a26e8555
 def _puffs(canvas, r, lesions, values, m, along, across, low, high):      # m round puffs about each lesion
@@ -141,7 +144,7 @@ def boat(canvas, r, lesions, values):
     for l, value in zip(lesions, values):
         canvas.polygon(np.stack([l.x + l.size * np.cos(t), l.y - .25 * l.size + .8 * l.size * np.sin(t)], 1), value)
 
-# %% ../nbs/03a_canvas.ipynb #d1ebe3d2
+# %% ../nbs/03a_canvas.ipynb #8488d59c
 def spicule(canvas, r, lesions, values, arms=5):
     n, t = len(lesions), np.array([0., .35, .7, 1.])
     thin = .13 * np.array([1.1, .8, .5, .05])
@@ -151,29 +154,24 @@ def spicule(canvas, r, lesions, values, arms=5):
     c, s = np.cos(way)[..., None], np.sin(way)[..., None]
     canvas.polygons(placed(lesions, c * u - s * v, s * u + c * v).reshape(-1, 8, 2), np.repeat(values, arms))
 
-def spoke(canvas, r, lesions, values, beads=7):
-    t = np.linspace(-.95, .95, beads) + r.uniform(-.05, .05, (len(lesions), beads))
-    wide = .17 * (1 - .3 * t) * r.uniform(.7, 1.2, t.shape)
-    _spindles(canvas, lesions, values, (t, r.normal(0, .03, t.shape)), 1.35 * wide, wide)
-
-# %% ../nbs/03a_canvas.ipynb #b8e1538e
-def feather(canvas, r, lesions, values, m=44):
+# %% ../nbs/03a_canvas.ipynb #dab64f40
+def feather(canvas, r, lesions, values, m=90):
     n = len(lesions); across = r.normal(0, .36, (n, m)).clip(-.75, .75)
     along = r.uniform(-.45, .55, (n, m)) - .25 * across**2
-    _spindles(canvas, lesions, values, (along, across * (1 + .3 * along)), r.uniform(.25, .6, (n, m)), r.uniform(.05, .11, (n, m)))
+    _spindles(canvas, lesions, values, (along, across * (1 + .3 * along)), r.uniform(.2, .75, (n, m)) * (1 - across**2), r.uniform(.025, .06, (n, m)))
 
-def tongue(canvas, r, lesions, values):                     # three times as long as wide, narrow at its tip
+def tongue(canvas, r, lesions, values):                     # twice as long as wide, narrower at its tip
     t = np.linspace(0, 2 * np.pi, 40)
-    along, across = np.cos(t) * 3.2, np.sin(t) * (1.05 - .25 * np.cos(t)) + .08 * r.normal() * np.cos(3 * t)
+    along, across = np.cos(t) * 2.2, np.sin(t) * (1.05 - .25 * np.cos(t)) + .08 * r.normal() * np.cos(3 * t)
     canvas.polygons(placed(lesions, np.tile(along, (len(lesions), 1)), np.tile(across, (len(lesions), 1))), values)
 
 def surround(canvas, r, lesions, values):                   # everything but the preserved centre
     canvas.img[:] = values[0]
     canvas.polygons(outlines(r, lesions, .18), [0] * len(lesions))
 
-# %% ../nbs/03a_canvas.ipynb #557e18a1
+# %% ../nbs/03a_canvas.ipynb #ea7265ff
 BRUSHES = {"flame haemorrhage": flame, "cotton-wool spot": wool, "new vessels": tuft, "preretinal haemorrhage": boat, "bone spicule": spicule,
-           "star exudate": spoke, "myelinated fibres": feather, "vitreous blood": blood_cloud, "spared strip": tongue, "photoreceptor loss": surround}
+           "myelinated fibres": feather, "vitreous blood": blood_cloud, "spared strip": tongue, "photoreceptor loss": surround}
 
 def dots(canvas, r, lesions, values):                       # all other kinds
     for l, value in zip(lesions, values): canvas.circle(l.x, l.y, l.size, value)
