@@ -36,19 +36,20 @@ def grid(
     x, y = np.meshgrid(axis, axis)
     return x, y, np.hypot(x, y)
 
-# %% ../nbs/03a_canvas.ipynb #01ede442
+# %% ../nbs/03a_canvas.ipynb #54dd00f3
 def cloud(
     r,             # random stream
     size: int,     # pixels of the result
     cells: int,    # cells across: few = broad clouds, many = fine grain
-    octaves=1,     # each further octave has twice the cells and half the weight
+    octaves=1,     # each further octave has twice the cells and a smaller weight
+    decay=2.,      # by this factor
 ) -> np.ndarray:   # float32 (size, size), mean 0, standard deviation about 1
     "Smooth noise that is the same scene at every size."
     total = np.zeros((size, size), np.float32)
     for o in range(octaves):
         n = cells * 2**o
         small = r.standard_normal((n, n), dtype=np.float32)
-        total += cv2.resize(small, (size, size), interpolation=cv2.INTER_AREA if n > size else cv2.INTER_CUBIC) / 2**o
+        total += cv2.resize(small, (size, size), interpolation=cv2.INTER_AREA if n > size else cv2.INTER_CUBIC) / decay**o
     return total
 
 # %% ../nbs/03a_canvas.ipynb #9fad6dc0

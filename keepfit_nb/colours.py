@@ -36,7 +36,7 @@ def stain(img, cover, film):
     if where is None: return
     for plane, f in zip(img, film): part = plane[where]; part *= 1 + cover[where] * np.float32(f - 1)
 
-# %% ../nbs/03a_colours.ipynb #57e15ed1
+# %% ../nbs/03a_colours.ipynb #2b9dd1eb
 class Scene:
     "A photograph in the making: three planes of light, float32 (3, size, size), and the masks of what is in it."
     def __init__(self, eye: Eye, size: int):
@@ -48,7 +48,7 @@ class Scene:
         self.masks[kind] = cover > .3
         return cover
     def cover(self, kind, soft=0., **how): return lesion_cover(self.eye, kind, self.size, soft, **how)
-    def cloud(self, name, cells, octaves=1): return cloud(stream(self.eye, name), self.size, cells, octaves)
+    def cloud(self, name, *how): return cloud(stream(self.eye, name), self.size, *how)
     @cached_property
     def choroid(self): return choroid(self.eye, self.size)
     def far(self, l): return np.hypot(self.x - l.x, self.y - l.y)        # distance from a lesion's centre
