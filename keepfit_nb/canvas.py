@@ -105,9 +105,9 @@ def outlines(
     rho = 1 + .5 * rough * (wave / k**.7).sum(2)
     return placed(lesions, rho * np.cos(t) * stretch**.5, rho * np.sin(t) / stretch**.5)
 
-# %% ../nbs/03a_canvas.ipynb #6eaacf53
+# %% ../nbs/03a_canvas.ipynb #12cb0ff0
 BLOBS = {   # kind -> rough, stretch
-    "haemorrhage": (.3, 1.2), "hard exudate": (.2, 1.1), "star exudate": (.3, 3.2), "soft drusen": (.15, 1.1), "atrophy": (.16, 1.15),
+    "haemorrhage": (.3, 1.2), "hard exudate": (.2, 1.1), "star exudate": (.3, 5.), "soft drusen": (.15, 1.1), "atrophy": (.16, 1.15),
     "membrane": (.2, 1.2), "subretinal blood": (.3, 1.5), "non-perfusion": (.3, 1.2), "vein leakage": (.25, 1.3), "laser scar": (.16, 1.1), "macular scar": (.34, 1.3),
     "nevus": (.1, 1.25), "pigment epithelial detachment": (.08, 1.08), "detached retina": (.14, 1.1), "epiretinal membrane": (.22, 1.15),
     "ischaemic retina": (.12, 1.1), "cherry-red spot": (.1, 1.1)}

@@ -134,12 +134,12 @@ def blister(s):
         arc = edge(np.abs(s.far(l) - l.size), .012, s.size, .02) * (.55 - .45 * (s.x - l.x + s.y - l.y) / l.size).clip(0, 1)
         s.blend(.3 * arc, (1., .90, .66))
 
-# %% ../nbs/03a_colours.ipynb #61c0b98d
+# %% ../nbs/03a_colours.ipynb #3e381eaa
 def choroid(eye, size):
     "Choroidal vessels: the ridges of two clouds, drawn out towards the rim. float32 (size, size), 0..1."
     r = stream(eye, "choroid")
     bands = [cv2.resize(r.standard_normal(shape, dtype=np.float32), (size, size), interpolation=cv2.INTER_CUBIC) for shape in ((17, 8), (21, 11))]
-    return np.maximum(np.exp(-(bands[0] / .24)**2), .8 * np.exp(-(bands[1] / .2)**2))
+    return np.maximum(np.exp(-(bands[0] / .3)**2), .8 * np.exp(-(bands[1] / .24)**2))
 
 @paints(DEEP, "atrophy")
 def atrophy(s):

@@ -58,7 +58,7 @@ def draw_cup(s: Scene, where, img, x, y) -> None:
     if ratio > .55: stain(img, .6 * cup * (s.cloud("sieve", 110)[where] - .8).clip(0, 1), (.80, .78, .74))
     note(s, "optic cup", where, cup)
 
-# %% ../nbs/03a_fundus.ipynb #94016293
+# %% ../nbs/03a_fundus.ipynb #ed7bfb8a
 def draw_crescent(s: Scene, where, img, x, y) -> None:
     "Myopic crescent: bare sclera, crossed by what is left of the choroid."
     radius = s.eye.disc_radius
@@ -75,7 +75,8 @@ def draw_swelling(s: Scene, where, img, x, y) -> float:
         blur = .04 + .12 * l.strength
         halo, fold = edge(d, l.size, s.size, .08 + .16 * l.strength), np.maximum(np.cos(2 * np.pi * d / .05), 0)
         blend(img, (.6 + .3 * l.strength) * halo, (.95, .60, .42))
-        blend(img, .22 * l.strength * fold * np.exp(-((d - 1.15 * l.size) / .08)**2), (1., .85, .62))
+        side = (.5 + .6 * x / (d + .01) * math.copysign(1, s.eye.fovea[0] - s.eye.disc[0])).clip(0, 1)
+        blend(img, .2 * l.strength * side * fold * np.exp(-((d - 1.1 * l.size) / .07)**2), (1., .85, .62))
         note(s, "disc swelling", where, halo)
     return blur
 
@@ -131,11 +132,11 @@ def draw_vessels(
         cv2.polylines(canvas.img, groups[width], False, value, width, cv2.LINE_AA, 4)
     return canvas.cover(size)
 
-# %% ../nbs/03a_fundus.ipynb #0078460a
+# %% ../nbs/03a_fundus.ipynb #50293059
 def pinched(s: Scene, vein, artery) -> np.ndarray:
     "What of a vein can be seen near the arteries that cross it."
     if "hypertensive retinopathy" in s.eye.diseases:
-        vein = vein * (1 - .9 * np.minimum(2.2 * soften(artery, .016), 1)).clip(0, 1)
+        vein = vein * (1 - np.minimum(2.6 * soften(artery, .016), 1))
     return vein * (1 - .75 * artery)
 
 def draw_sheaths(s: Scene, veins: list, vein) -> None:
