@@ -370,8 +370,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'keepfit_nb/knowledge.py')},
             'keepfit_nb.layers': { 'keepfit_nb.layers.Scan': ('layers.html#scan', 'keepfit_nb/layers.py'),
                                    'keepfit_nb.layers.Scan.column': ('layers.html#scan.column', 'keepfit_nb/layers.py'),
-                                   'keepfit_nb.layers.Scan.mm': ('layers.html#scan.mm', 'keepfit_nb/layers.py'),
-                                   'keepfit_nb.layers.Scan.um': ('layers.html#scan.um', 'keepfit_nb/layers.py'),
                                    'keepfit_nb.layers.add_choroid': ('layers.html#add_choroid', 'keepfit_nb/layers.py'),
                                    'keepfit_nb.layers.add_hyaloid': ('layers.html#add_hyaloid', 'keepfit_nb/layers.py'),
                                    'keepfit_nb.layers.add_shadows': ('layers.html#add_shadows', 'keepfit_nb/layers.py'),

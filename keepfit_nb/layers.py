@@ -29,8 +29,8 @@ INNER = list(LAYERS)[:5]        # what leaves the foveal pit
 OUTER = ["external limiting membrane", "inner segments", "ellipsoid zone", "outer segments"]      # the photoreceptors
 VITREOUS, FLUID = .08, .07
 
-# %% ../nbs/03c_layers.ipynb #1c56dbff
-def bump(x: np.ndarray, x0: float, w: float, p: float = 2.) -> np.ndarray: return np.exp(-np.minimum(np.abs((x - x0) / w), 40) ** p)
+# %% ../nbs/03c_layers.ipynb #e7cfd404
+def bump(x: np.ndarray, x0: float, w: float, p: float = 2.) -> np.ndarray: return np.exp(-np.abs((x - x0) / w) ** p)
 def plateau(x: np.ndarray, x0: float, w: float, edge: float) -> np.ndarray:
     return 1 / (1 + np.exp(np.clip((np.abs(x - x0) - w) / edge, -60, 60)))
 def dome(x: np.ndarray, x0: float, w: float) -> np.ndarray: return np.clip(1 - ((x - x0) / w) ** 2, 0, None)
@@ -48,7 +48,7 @@ def wave(
     a, b, c, d = (knots[..., i + k] for k in range(4))
     return b + f / 2 * (c - a + f * (2 * a - 5 * b + 4 * c - d + f * (3 * (b - c) + d - a)))
 
-# %% ../nbs/03c_layers.ipynb #cbd060fa
+# %% ../nbs/03c_layers.ipynb #adc4f679
 FRAMES = {"full": .48, "white wedge": .2, "dark wedge": .08, "band": .14, "white frame": .05, "dark side": .05}    # kind of file: share
 
 def nuisances(
@@ -57,15 +57,15 @@ def nuisances(
     "Everything in a scan that says nothing about disease; one distribution for all eyes (ours)."
     r = stream(eye, "oct nuisances"); u = r.uniform
     return SimpleNamespace(
-        width=4.2 + 4.8 * u() ** 3.5, depth=u(1050, 1650), aside=u(.02, .2), level=u(.5, .64),             # the scan protocol,
+        width=4.4 + 4.6 * u() ** 3.5, depth=u(1050, 1650), aside=u(.05, .2), level=u(.5, .64),             # the scan protocol,
         tilt=float(np.clip(r.normal(0, 28), -65, 65)), curve=u(-6, 30),                                          # how the head was held,
         scale=u(.88, 1.12), layers=r.normal(1, .08, len(LAYERS)).clip(.8, 1.2), rim=u(.1, .28), pit=u(.38, .56), choroid=u(130, 330),
         vitreous=r.choice(["attached", "partly detached", "detached"], p=[.5, .25, .25]), veil=u(.2, .55),    # anatomy,
         gain=u(.7, 1.2), gamma=u(.9, 1.4), black=u(-.02, .14), fade=u(0, .35), reach=u(110, 420),      # the machine and the media,
         looks=int(r.integers(1, 9)), floor=.05 + .25 * u() ** 1.6, blur=u(.2, .7), contrast=u(.65, 1.05),
-        frame=r.choice(list(FRAMES), p=list(FRAMES.values())), shape=r.random(6))                         # and the file
+        frame=r.choice(list(FRAMES), p=list(FRAMES.values())), shape=r.random(6).tolist())                         # and the file
 
-# %% ../nbs/03c_layers.ipynb #30075029
+# %% ../nbs/03c_layers.ipynb #1fdb8568
 @dataclass
 class Scan:
     "One cut through the retina, before it is an image. Arrays have one value per column unless said; heights are in micrometres."
@@ -74,12 +74,11 @@ class Scan:
     depth: np.ndarray               # (n, 1) depth of each row, micrometres, float32
     box: tuple                      # left, right, top, bottom of the scan within the picture, as shares of its side
     nuisance: SimpleNamespace
-    thickness: dict[str, np.ndarray]
-    brightness: dict[str, np.ndarray]
-    hyaloid: np.ndarray | None      # height of the posterior hyaloid above the retina; None: attached everywhere
+    thickness: dict[str, np.ndarray]; brightness: dict[str, np.ndarray]      # by layer
+    hyaloid: np.ndarray | None      # height of the back of the vitreous above the retina; None: attached everywhere
     rim: np.ndarray                 # thickening of the inner layers, a share
+    veil: float                     # brightness of the hyaloid
     pit: np.ndarray | float = 1.    # how much of the foveal pit is left
-    veil: float = 0.                # brightness of the hyaloid
     opening: np.ndarray | float = 0.        # 1 within the optic disc
     transmission: np.ndarray | float = 0.   # light that a missing pigment epithelium lets through
     wrinkle: np.ndarray | float = 0.        # folds of the inner surface
@@ -90,11 +89,8 @@ class Scan:
     marks: dict = field(default_factory=dict)    # lesion kind → (first layer, last layer, columns (n,) bool)
     tops: np.ndarray | None = None  # (14, n) depth of the top of each layer, filled in by settle
     bruch: np.ndarray | None = None # (n,) depth of Bruch's membrane
-
-    @property
-    def mm(self) -> float: return float(self.x[1] - self.x[0])                   # millimetres per column
-    @property
-    def um(self) -> float: return float(self.depth[1, 0] - self.depth[0, 0])     # micrometres per row
+    mm = property(lambda s: float(s.x[1] - s.x[0]))                  # millimetres per column
+    um = property(lambda s: float(s.depth[1, 0] - s.depth[0, 0]))    # micrometres per row
     def column(self, x: float) -> int: return int(np.clip(round((x - self.x[0]) / self.mm), 0, len(self.x) - 1))
 
 # %% ../nbs/03c_layers.ipynb #737cc173
@@ -121,7 +117,7 @@ def scan_line(
     x = grid(eye, size, nuisances(eye))[0]
     return np.stack([eye.fovea[0] + x / MM, np.full(size, eye.fovea[1])], 1)
 
-# %% ../nbs/03c_layers.ipynb #38c369f6
+# %% ../nbs/03c_layers.ipynb #2a7a27c5
 def healthy(
     eye: Eye,
     n: int,        # pixels of the square picture
@@ -133,7 +129,7 @@ def healthy(
     thickness["nerve fibre layer"] *= np.clip(.85 + .2 * nasal * x, .3, 2.2)
     level = lambda b: nu.contrast * (b - .35) + .35 if b < .7 else b          # the bright pair stays bright
     brightness = {k: level(b) * (1 + .07 * v) for (k, (_, b)), v in zip(LAYERS.items(), wave(r, x, .5, (len(LAYERS),)))}
-    return Scan(eye, x, depth, box, nu, thickness, brightness, hyaloid(eye, nu, x), nu.rim * bump(x, 0, 1.3), veil=nu.veil)
+    return Scan(eye, x, depth, box, nu, thickness, brightness, hyaloid(eye, nu, x), nu.rim * bump(x, 0, 1.3), nu.veil)
 
 # %% ../nbs/03c_layers.ipynb #f57fd126
 def hyaloid(
@@ -292,7 +288,7 @@ def speckle(
     bright = np.square(np.square(np.clip(image, 0, 1.3)))
     return np.sqrt(np.sqrt(bright * grain + np.float32(nu.floor ** 4) * snow))
 
-# %% ../nbs/03c_layers.ipynb #0813f6ab
+# %% ../nbs/03c_layers.ipynb #607e08d3
 def add_hyaloid(scan: Scan, image: np.ndarray) -> None:
     "The back of the vitreous as a thin, uneven line, brightest where it is taut; in place."
     s = scan
@@ -314,7 +310,7 @@ def visible(scan: Scan) -> tuple[np.ndarray, float]:    # (n, n) 0-1, and the gr
         row = lambda d: float((d - s.depth[0, 0]) / s.um / n)
         high, low = row(s.tops[0].min() - (60 if s.hyaloid is None else 200)), row(s.bruch.max() + 200)
         slope, lift = .5 * (nu.shape[1] - .5), nu.shape[2] * max(high, 0)
-        seen = seen * ramp((yy - lift * (.6 + .4 * nu.shape[3]) - slope * np.minimum(lift, .3) * (xx - .5) * 2) * n)
+        seen = seen * ramp((yy - lift * (.6 + .4 * nu.shape[3]) - slope * min(lift, .3) * (xx - .5) * 2) * n)
         if nu.shape[4] < .6: seen = seen * ramp((low + (1 - low) * nu.shape[5] + slope * (1 - low) * (xx - .5) - yy) * n)
     if nu.frame == "dark side":
         cut = .1 * nu.shape[1]; seen = seen * ramp(((xx - cut) if nu.shape[2] < .5 else (1 - cut - xx)) * n)

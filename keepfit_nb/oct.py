@@ -19,14 +19,14 @@ from .layers import (FLUID, INNER, LAYERS, MM, OUTER, VITREOUS, Scan, add_choroi
                                crossings, dome, healthy, nuisances, paint_layers, photograph, plateau, ramp, scan_line, settle, stamp, visible, wave)
 from .profiles import nearest
 
-# %% ../nbs/03c_oct.ipynb #6095896a
+# %% ../nbs/03c_oct.ipynb #3d68d571
 def met(
     scan: Scan,
     kind: str,                              # a lesion kind, see chapter 03
 ) -> list[tuple[float, float, Lesion]]:     # (mm from the fovea, half width in mm, the lesion)
     "Where the scan cuts lesions of this kind."
     fx, fy = scan.eye.fovea
-    return [((l.x - fx) * MM, MM * (l.size ** 2 - (l.y - fy) ** 2) ** .5, l) for l in scan.eye.of(kind) if abs(l.y - fy) < l.size]
+    return [((l.x - fx) * MM, MM * (l.size ** 2 - (l.y - fy) ** 2) ** .5, l) for l in scan.eye.of(kind) if abs(l.y - fy) < l.size - 1e-4]
 
 def peak(w: float, lesion: Lesion) -> float: return (w / (MM * lesion.size)) ** 2      # how high the cut of a paraboloid is
 
@@ -205,17 +205,17 @@ def focus(s: Scan, x: float, w: float, lesion: Lesion, r: np.random.Generator) -
     s.things.append((lesion.kind, x, r.uniform(.38, .72), max(w, .016), np.clip(200 * w, 6, 16), .85))
     s.shadow["outer nuclear layer"] = s.shadow.get("outer nuclear layer", 0) + 25 * np.clip(w - .03, 0, .05) * bump(s.x, x, max(w, s.mm))
 
-# %% ../nbs/03c_oct.ipynb #2e4d404f
+# %% ../nbs/03c_oct.ipynb #55501cdd
 @changes("schisis")
 def schisis(s: Scan, x: float, w: float, lesion: Lesion, r: np.random.Generator) -> None:
     "The retina split at the outer plexiform layer, with pillars of tissue every tenth or fifth of a millimetre."
     feet = x - w + np.cumsum(r.uniform(.13, .24, int(2 * w / .13)))
     pillars = np.exp(-((s.x[:, None] - feet) / max(.02, .5 * s.mm)) ** 2).max(1)
-    height = r.uniform(130, 190) * lesion.strength * dome(s.x, x, w) ** .5 * (1 + .15 * wave(r, s.x, .6))
+    height = r.uniform(150, 210) * lesion.strength * dome(s.x, x, w) ** .5 * (1 + .15 * wave(r, s.x, .6))
     open_room(s, "schisis cavity", height, FLUID + .36 * pillars, lesion.kind)
     s.pit = s.pit * .6
 
-# %% ../nbs/03c_oct.ipynb #69eff559
+# %% ../nbs/03c_oct.ipynb #612803f9
 @changes("epiretinal membrane")
 def film(s: Scan, x: float, w: float, lesion: Lesion, r: np.random.Generator) -> None:
     "A bright film on the inner surface; contracted, it wrinkles the retina and erases the pit."
@@ -231,7 +231,7 @@ def film(s: Scan, x: float, w: float, lesion: Lesion, r: np.random.Generator) ->
 @changes("vitreous traction")
 def traction(s: Scan, x: float, w: float, lesion: Lesion, r: np.random.Generator) -> None:
     "The hyaloid, taut, holds on to the fovea and lifts it: a peak with a small cavity, or a broad plateau."
-    lift = r.uniform(90, 130) * lesion.strength * (bump(s.x, x, 1.3 * w + .1) if w < .75 else plateau(s.x, x, w, .15))
+    lift = r.uniform(100, 140) * lesion.strength * (bump(s.x, x, 1.3 * w + .1) if w < .75 else plateau(s.x, x, w, .15))
     for k, share in (("inner nuclear layer", .4), ("outer nuclear layer", .6)): s.thickness[k] = s.thickness[k] + share * lift
     s.pit = s.pit * (.1 if w < .75 else .35)
     if w < .75: s.things.append(("cavity", x, .5, r.uniform(.08, .16), r.uniform(30, 50), FLUID))
