@@ -68,7 +68,7 @@ def _one_try(session, url: str, part: Path, name: Path, max_bytes: int, timeout:
             f.truncate()
     return not total or part.stat().st_size == total
 
-# %% ../nbs/04e_download.ipynb #fd3bdef3
+# %% ../nbs/04e_download.ipynb #b1e45c6d
 def download(
     url: str,
     path: Path,            # where the file goes
@@ -86,7 +86,7 @@ def download(
             try:
                 if _one_try(session, url, part, path, max_bytes, timeout): break
                 problem = "the line broke"
-            except ValueError as e: _forget(part); raise ValueError(f"{urlsplit(url).netloc}: {e}") from None
+            except ValueError as e: _forget(part); raise ValueError(f"{urlsplit(url).netloc or url[:40]}: {e}") from None
             except requests.HTTPError as e:
                 problem = str(e)
                 if e.response.status_code < 500: _forget(part); raise ValueError(f"{urlsplit(url).netloc} answered {e}: {_meaning(e.response.status_code)}") from None
