@@ -674,6 +674,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'keepfit_nb.sources.SetSpec._reader': ('sources.html#setspec._reader', 'keepfit_nb/sources.py'),
                                     'keepfit_nb.sources.SetSpec._roles': ('sources.html#setspec._roles', 'keepfit_nb/sources.py'),
                                     'keepfit_nb.sources.Settings': ('sources.html#settings', 'keepfit_nb/sources.py'),
+                                    'keepfit_nb.sources.Settings._any': ('sources.html#settings._any', 'keepfit_nb/sources.py'),
                                     'keepfit_nb.sources.Settings._leaks': ('sources.html#settings._leaks', 'keepfit_nb/sources.py'),
                                     'keepfit_nb.sources.Settings._sets': ('sources.html#settings._sets', 'keepfit_nb/sources.py'),
                                     'keepfit_nb.sources.Settings._unseen': ('sources.html#settings._unseen', 'keepfit_nb/sources.py'),

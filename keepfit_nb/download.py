@@ -44,16 +44,17 @@ def _ask(session: requests.Session, url: str, start: int, mark: str, timeout: fl
         url = following
     raise ValueError("more than five redirects")
 
-# %% ../nbs/04e_download.ipynb #1c1e292d
+# %% ../nbs/04e_download.ipynb #f186ca0e
 def _one_try(session, url: str, part: Path, name: Path, max_bytes: int, timeout: float) -> bool:
     "Fetch what is missing of `part`; True when it is complete. The server's mark and length are kept beside it."
     note = part.with_suffix(".json"); known = read_json(note, {})
     start = part.stat().st_size if part.exists() and known.get("url") == url and known.get("mark") else 0
     with _ask(session, url, start, known.get("mark", ""), timeout) as answer:
-        if answer.status_code == 416: part.unlink(missing_ok=True); return False                # nothing left, or another file: begin anew
-        if answer.status_code >= 400: raise requests.HTTPError(f"{answer.status_code} {answer.reason}", response=answer)
+        if answer.status_code >= 400 and answer.status_code != 416: raise requests.HTTPError(f"{answer.status_code} {answer.reason}", response=answer)
         span = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", ""))
-        start = start if answer.status_code == 206 and span and int(span[1]) == start else 0
+        if answer.status_code == 416 or (answer.status_code == 206 and not (span and int(span[1]) == start)):      # not the piece we asked for
+            part.unlink(missing_ok=True); return False                                                             # begin anew
+        start = start if answer.status_code == 206 else 0
         length = answer.headers.get("Content-Length"); total = start + int(length) if length else 0
         mark = answer.headers.get("ETag", "") if not answer.headers.get("ETag", "W/").startswith("W/") else answer.headers.get("Last-Modified", "")
         if max(total, start) > max_bytes: raise ValueError(f"{total:,} bytes, more than the limit of {max_bytes:,}")

@@ -6,7 +6,7 @@
 __all__ = ['ROLES', 'BY_SPLIT', 'KINDS', 'READERS', 'SetSpec', 'Settings', 'known_roles', 'read_set', 'check_leaks', 'withhold',
            'gather_text', 'all_sets', 'gather', 'build']
 
-# %% ../nbs/05_sources.ipynb #db6217db
+# %% ../nbs/05_sources.ipynb #6711045e
 import hashlib, os
 from collections import Counter
 from pathlib import Path
@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa, pyarrow.parquet as pq
 from datasets import Dataset, concatenate_datasets
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from .download import slug
 from .knowledge import canonical, corpus, family, load_knowledge, names_term, read_text, read_texts, without_terms
@@ -60,7 +60,7 @@ class SetSpec(BaseModel, extra="forbid"):
     @classmethod
     def _roles(cls, v): return {k: [_one_of(r, ROLES, "role") for r in rs] for k, rs in v.items()}
 
-# %% ../nbs/05_sources.ipynb #2b48d020
+# %% ../nbs/05_sources.ipynb #c555c036
 class Settings(BaseModel, extra="forbid"):
     "The sources of a run; section `sources` of a profile."
     sets: list[SetSpec] = [SetSpec(name="phantoms", reader="phantoms")]
@@ -80,6 +80,10 @@ class Settings(BaseModel, extra="forbid"):
         twice = [n for n, k in Counter(s.name for s in v).items() if k > 1]
         if twice: raise ValueError(f"sets of one name: {', '.join(twice)}")
         return v
+    @model_validator(mode="after")
+    def _any(self):
+        if not self.sets and not self.root: raise ValueError("no set is listed and no root given; add one")
+        return self
     @field_validator("unseen")
     @classmethod
     def _unseen(cls, v): return [n for n in v if family(n) or canonical(n, strict=True)]

@@ -93,9 +93,9 @@ def find_encoding(
     if not bad: return ("utf-8",)
     return ("utf-8", _second(runs)) if good > .1 * (good + bad) else (_second(runs),)
 
-# %% ../nbs/04c_tables.ipynb #6a135249
-def _decoded(path: Path, encodings: tuple[str, ...], used: Counter) -> Iterator[str]:
-    "Lines as text, each in the first encoding that fits; NUL becomes the mark of a broken character."
+# %% ../nbs/04c_tables.ipynb #0d5ca40d
+def _decoded(path: Path, encodings: tuple[str, ...], used: Counter, strict: bool = False) -> Iterator[str]:
+    "Lines as text, each in the first encoding that fits; NUL becomes the mark of a broken character. `strict`: none fits, ValueError."
     if encodings == ("utf-16",):
         used["utf-16"] += 1
         with open(path, encoding="utf-16", newline="", errors="replace") as f: yield from (l.replace("\0", "\ufffd") for l in f)
@@ -106,7 +106,9 @@ def _decoded(path: Path, encodings: tuple[str, ...], used: Counter) -> Iterator[
             try: text = line.decode(encoding)
             except UnicodeDecodeError: continue
             used[encoding] += not line.isascii(); break
-        else: text = line.decode(encodings[0], "replace")
+        else:
+            if strict: raise ValueError(f"'{path}' does not read as {encodings[0]}: line {n + 1}")
+            text = line.decode(encodings[0], "replace")
         yield text.replace("\0", "\ufffd")
 
 # %% ../nbs/04c_tables.ipynb #4b229e6e
@@ -124,7 +126,7 @@ def _cells_problem(row: list[str], n: int) -> str:
     if any(c.strip() for c in row[n:]): return f"{len(row)} cells in place of {n} (a comma inside a text without quotes?)"
     return f"{len(row)} cells in place of {n} (a comma inside a text without quotes?)" if len(row) < n else ""
 
-# %% ../nbs/04c_tables.ipynb #14982a77
+# %% ../nbs/04c_tables.ipynb #ca799195
 def read_csv(
     path: Path,
     encoding: str = "",    # "": find out
@@ -135,11 +137,11 @@ def read_csv(
     used, rows, ragged = Counter(), [], {}
     try:
         encodings = (codecs.lookup(encoding).name,) if encoding else find_encoding(path)
-        lines = _decoded(path, encodings, used)
-        first = next(lines)
+        lines = _decoded(path, encodings, used, strict=bool(encoding))
+        first = next(lines, "")
         mark = max(",\t; " if header else ",\t;", key=first.count)
         table = csv.reader(_again(first, lines), delimiter=mark)
-        names = list(header) or _header(path, next(table))
+        names = list(header) or _header(path, next(table, []))
         for row in filter(None, table):
             problem = _cells_problem(row, len(names))
             if problem: ragged[len(rows)] = problem
