@@ -664,6 +664,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'keepfit_nb.running.report': ('running.html#report', 'keepfit_nb/running.py'),
                                     'keepfit_nb.running.run_chain': ('running.html#run_chain', 'keepfit_nb/running.py'),
                                     'keepfit_nb.running.run_command': ('running.html#run_command', 'keepfit_nb/running.py'),
+                                    'keepfit_nb.running.sources_check': ('running.html#sources_check', 'keepfit_nb/running.py'),
+                                    'keepfit_nb.running.sources_fetch': ('running.html#sources_fetch', 'keepfit_nb/running.py'),
                                     'keepfit_nb.running.sources_list': ('running.html#sources_list', 'keepfit_nb/running.py'),
                                     'keepfit_nb.running.spread': ('running.html#spread', 'keepfit_nb/running.py'),
                                     'keepfit_nb.running.tiny_chain': ('running.html#tiny_chain', 'keepfit_nb/running.py'),

@@ -32,7 +32,7 @@ def _one_of(value, known, what):
     if value not in known: raise ValueError(nearest(value, known, what))
     return value
 
-# %% ../nbs/05_sources.ipynb #3aecc017
+# %% ../nbs/05_sources.ipynb #b9e2e6cc
 class SetSpec(BaseModel, extra="forbid"):
     "One set of a run."
     name: str                               # yours to choose; it is the `source` of its rows where they have none
@@ -42,6 +42,7 @@ class SetSpec(BaseModel, extra="forbid"):
     images: str = ""                        # table: folder its image paths start from; "": where the table lies
     columns: dict[str, str] = {}            # table, huggingface: our column → theirs
     encoding: str = ""                      # table: "" finds out
+    patients: str = ""                      # whose numbers they are; "": shared by all sets that say nothing (known: its own)
     frames: int = Field(11, ge=1)           # dicom: of a volume, this many from the middle
     modality: str = ""                      # CFP, FFA or OCT, for rows that do not say
     roles: dict[str, list[str]] = {}        # split → roles (phantoms: their role → roles); {}: see BY_SPLIT
@@ -187,13 +188,15 @@ def _may(role: str, row: dict) -> bool:
     if role == "public": return bool(row["categories"])
     return bool(row["categories"]) or any(":" in a for a in row["attributes"])
 
-# %% ../nbs/05_sources.ipynb #de2f5f6a
+# %% ../nbs/05_sources.ipynb #db6f8826
 def _prepared(spec: SetSpec, raw: pd.DataFrame) -> pd.DataFrame:
     "Rows of a reader with modality, source and licence filled in from the set's description."
     raw = raw.copy()
     empty = lambda c: raw[c].map(lambda x: not isinstance(x, str) or not x.strip()) if c in raw else pd.Series(True, raw.index)
     for column, value in (("modality", spec.modality), ("source", spec.name), ("licence", spec.licence)):
         if value: raw[column] = raw[column].mask(empty(column), value) if column in raw else value
+    if spec.patients and "patient" in raw:
+        raw["patient"] = [f"{spec.patients}/{x}" if str(x or "").strip() and not str(x).startswith("p-") else x for x in raw["patient"]]
     if "modality" not in raw or empty("modality").all():
         raise ValueError(f"set {spec.name!r}: nothing says which modality its images are; give it modality: CFP (or FFA, OCT), "
                          "or map a column")
@@ -203,7 +206,7 @@ def _hints(labels: dict) -> list[str]:
     "A sentence for each label that the knowledge table does not know."
     return [f"{nearest(c, load_knowledge(), 'label').split(' Known:')[0].rstrip(';?')} ({n} rows)" for c, n in labels.items()]
 
-# %% ../nbs/05_sources.ipynb #5a20715e
+# %% ../nbs/05_sources.ipynb #dddc6794
 def read_set(
     spec: SetSpec,         # what to read
     run=None,              # for phantoms: the run that makes them
@@ -212,6 +215,7 @@ def read_set(
     "Read one set and hand out roles. Each image is looked at; broken rows are refused with a reason, too many are an error."
     raw, base, notes = READERS[spec.reader](spec, run)
     known, group = notes.pop("ragged", {}), raw.get("role")
+    if "entry" in notes: spec = spec.model_copy(update={"patients": spec.patients or notes["entry"]})
     raw = _prepared(spec, raw.drop(columns=["role"], errors="ignore"))
     if spec.strict: known |= _strangers(raw)
     raw.loc[list(known), "image"] = ""                        # refused already, with a better reason than the gate could give
@@ -258,7 +262,7 @@ def _hand_out(spec, good, groups, roles, refused, summary):
     refused = refused.assign(set=spec.name)[["set", "row", "reason"]]
     return out, refused, {**summary, "roles": {k: len(v) for k, v in out.items()}, "hints": hints}
 
-# %% ../nbs/05_sources.ipynb #ef7bf10b
+# %% ../nbs/05_sources.ipynb #66eae9e5
 def check_leaks(
     roles: dict,              # role → records
     leaks: str = "refuse",    # or "drop"
@@ -274,8 +278,8 @@ def check_leaks(
         if found.empty: continue
         told = ", ".join(f"{n} × {k}" for k, n in found.kind.value_counts().items())
         if leaks == "refuse":
-            raise ValueError(f"test rows are also in the {role} training rows: {told}. Correct the split column or the patients, "
-                             "or set sources.leaks=drop to take them out of training")
+            raise ValueError(f"test rows are also in the {role} training rows: {told}. Correct the split column or the patients "
+                             "(numbers of different clinics: give each set `patients: name`), or set sources.leaks=drop to take them out of training")
         out[role], n = _without(rows, keep, tested)
         dropped += n
     return out, dropped
