@@ -496,6 +496,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'keepfit_nb.oct.focus': ('oct.html#focus', 'keepfit_nb/oct.py'),
                                 'keepfit_nb.oct.hole': ('oct.html#hole', 'keepfit_nb/oct.py'),
                                 'keepfit_nb.oct.hole_cover': ('oct.html#hole_cover', 'keepfit_nb/oct.py'),
+                                'keepfit_nb.oct.lose_photoreceptors': ('oct.html#lose_photoreceptors', 'keepfit_nb/oct.py'),
                                 'keepfit_nb.oct.mark': ('oct.html#mark', 'keepfit_nb/oct.py'),
                                 'keepfit_nb.oct.membrane': ('oct.html#membrane', 'keepfit_nb/oct.py'),
                                 'keepfit_nb.oct.met': ('oct.html#met', 'keepfit_nb/oct.py'),
