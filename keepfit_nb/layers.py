@@ -48,7 +48,7 @@ def wave(
     a, b, c, d = (knots[..., i + k] for k in range(4))
     return b + f / 2 * (c - a + f * (2 * a - 5 * b + 4 * c - d + f * (3 * (b - c) + d - a)))
 
-# %% ../nbs/03c_layers.ipynb #adc4f679
+# %% ../nbs/03c_layers.ipynb #93b8312e
 FRAMES = {"full": .48, "white wedge": .2, "dark wedge": .08, "band": .14, "white frame": .05, "dark side": .05}    # kind of file: share
 
 def nuisances(
@@ -56,14 +56,16 @@ def nuisances(
 ) -> SimpleNamespace:   # width in mm, depth in micrometres, tilt, thickness factors, speckle …
     "Everything in a scan that says nothing about disease; one distribution for all eyes (ours)."
     r = stream(eye, "oct nuisances"); u = r.uniform
-    return SimpleNamespace(
-        width=4.4 + 4.6 * u() ** 3.5, depth=u(1050, 1650), aside=u(.05, .2), level=u(.5, .64),             # the scan protocol,
+    nu = SimpleNamespace(
+        width=4.4 + 4.6 * u() ** 3.5, depth=1050 + 850 * u() ** 1.5, aside=u(.05, .2), level=u(.5, .64),             # the scan protocol,
         tilt=float(np.clip(r.normal(0, 28), -65, 65)), curve=u(-6, 30),                                          # how the head was held,
         scale=u(.88, 1.12), layers=r.normal(1, .08, len(LAYERS)).clip(.8, 1.2), rim=u(.1, .28), pit=u(.38, .56), choroid=u(130, 330),
         vitreous=r.choice(["attached", "partly detached", "detached"], p=[.5, .25, .25]), veil=u(.2, .55),    # anatomy,
         gain=u(.7, 1.2), gamma=u(.9, 1.4), black=u(-.02, .14), fade=u(0, .35), reach=u(110, 420),      # the machine and the media,
         looks=int(r.integers(1, 9)), floor=.05 + .25 * u() ** 1.6, blur=u(.2, .7), contrast=u(.65, 1.05),
         frame=r.choice(list(FRAMES), p=list(FRAMES.values())), shape=r.random(6).tolist())                         # and the file
+    if nu.frame == "band": nu.depth *= .75                                                            # cropped in depth
+    return nu
 
 # %% ../nbs/03c_layers.ipynb #1fdb8568
 @dataclass
@@ -93,7 +95,7 @@ class Scan:
     um = property(lambda s: float(s.depth[1, 0] - s.depth[0, 0]))    # micrometres per row
     def column(self, x: float) -> int: return int(np.clip(round((x - self.x[0]) / self.mm), 0, len(self.x) - 1))
 
-# %% ../nbs/03c_layers.ipynb #737cc173
+# %% ../nbs/03c_layers.ipynb #82347b6e
 BOXES = {"band": (0, 0, .19, .19), "white frame": (.06, .03, .03, .03)}       # margins left, right, top, bottom
 
 def grid(
@@ -106,7 +108,7 @@ def grid(
     at = (np.arange(n) + .5) / n
     fovea = .5 + (nu.aside if eye.side == "OD" else -nu.aside)
     x = ((at - a) / (1 - a - b) - fovea) * nu.width
-    depth = (at - c) / (1 - c - d) * nu.depth          # the band is as deep as the square
+    depth = (at - c) / (1 - c - d) * nu.depth
     return x, depth[:, None].astype(np.float32), (a, 1 - b, c, 1 - d)
 
 def scan_line(
@@ -131,7 +133,7 @@ def healthy(
     brightness = {k: level(b) * (1 + .07 * v) for (k, (_, b)), v in zip(LAYERS.items(), wave(r, x, .5, (len(LAYERS),)))}
     return Scan(eye, x, depth, box, nu, thickness, brightness, hyaloid(eye, nu, x), nu.rim * bump(x, 0, 1.3), nu.veil)
 
-# %% ../nbs/03c_layers.ipynb #f57fd126
+# %% ../nbs/03c_layers.ipynb #616191e7
 def hyaloid(
     eye: Eye,
     nu: SimpleNamespace,
@@ -143,7 +145,7 @@ def hyaloid(
     if nu.vitreous == "partly detached":
         away = np.abs(x - r.uniform(-.2, .2)) - foot
         return slope * .15 * np.logaddexp(0, away / .15)
-    return np.clip(high + 40 * wave(r, x, 2.5) - 12 * (x - r.uniform(-2, 2)) ** 2, 30, None)
+    return np.clip(high + 40 * wave(r, x, 2.5) - 5 * (x - r.uniform(-2, 2)) ** 2, 80, None)
 
 # %% ../nbs/03c_layers.ipynb #ac67bd4d
 def nerve_head(scan: Scan) -> None:

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CHANGES', 'OCT_DISEASES', 'met', 'peak', 'changes', 'mark', 'open_room', 'hole_cover', 'paint_things', 'all_masks',
            'cut', 'render_oct', 'druse_height', 'druse', 'blister', 'membrane', 'serous', 'fluid', 'detached',
-           'thickening', 'cyst', 'focus', 'schisis', 'film', 'traction', 'hole', 'atrophy', 'rods_gone', 'scar',
-           'starved']
+           'thickening', 'cyst', 'focus', 'schisis', 'film', 'traction', 'hole', 'lose_photoreceptors', 'atrophy',
+           'rods_gone', 'scar', 'starved']
 
 # %% ../nbs/03c_oct.ipynb #0e489d02
 from collections.abc import Callable
@@ -132,14 +132,14 @@ def render_oct(
     if not masks: return image
     return image, {k: shrink(v.astype(np.float32)) > .5 for k, v in all_masks(scan, cover).items()}
 
-# %% ../nbs/03c_oct.ipynb #ecc05adf
+# %% ../nbs/03c_oct.ipynb #082ffa21
 def druse_height(lesion: Lesion) -> float: return 1.8 * (2000 * MM * lesion.size) ** .7     # micrometres
 
 @changes("hard drusen", "soft drusen")
 def druse(s: Scan, x: float, w: float, lesion: Lesion, r: np.random.Generator) -> None:
     "A bump of the pigment epithelium, flatter the wider it is; the outer segments above it shrink."
     height = druse_height(lesion) * peak(w, lesion) * r.uniform(.92, 1.08) * dome(s.x, x, max(w, .75 * s.mm)) ** .8
-    open_room(s, "sub-epithelial space", height, .42, lesion.kind)
+    open_room(s, "sub-epithelial space", height, .52, lesion.kind)
     s.thickness["outer segments"] = s.thickness["outer segments"] * np.exp(-height / 120)
 
 @changes("pigment epithelial detachment")
@@ -258,13 +258,19 @@ def hole(s: Scan, x: float, w: float, lesion: Lesion, r: np.random.Generator) ->
         s.hyaloid = r.uniform(190, 250) + 15 * wave(r, s.x, 1.5)
         s.things.append(("operculum", x + r.uniform(-.15, .15), r.uniform(1.25, 1.4), lid, 17, .62))
 
-# %% ../nbs/03c_oct.ipynb #43304a11
+# %% ../nbs/03c_oct.ipynb #602c4cd0
+def lose_photoreceptors(s: Scan, lost: np.ndarray, smooth: np.ndarray, nuclei: float) -> None:
+    "Take the outer bands where `lost` is 1, and a share of their nuclei; the surface above sinks smoothly, not in a step."
+    T = s.thickness; bands = sum(T[k] for k in OUTER)
+    for k in OUTER: T[k] = T[k] * (1 - lost)
+    T["outer nuclear layer"] = T["outer nuclear layer"] * (1 - nuclei * smooth) + bands * (lost - smooth)
+    T["outer nuclear layer"] = np.maximum(T["outer nuclear layer"], 8)
+
 @changes("atrophy")
 def atrophy(s: Scan, x: float, w: float, lesion: Lesion, r: np.random.Generator) -> None:
     "Pigment epithelium and photoreceptors lost over the patch that the fundus shows, with light passing below."
-    lost, soft, T = plateau(s.x, x, w, .03), plateau(s.x, x, w, .1), s.thickness
-    for k in OUTER: T[k] = T[k] * (1 - lost)
-    T["outer nuclear layer"] = T["outer nuclear layer"] * (1 - .35 * soft)
+    lost, T = plateau(s.x, x, w, .03), s.thickness
+    lose_photoreceptors(s, lost, plateau(s.x, x, w, .13), .35)
     T["retinal pigment epithelium"] = T["retinal pigment epithelium"] * (1 - .75 * lost)
     s.brightness["retinal pigment epithelium"] = s.brightness["retinal pigment epithelium"] - .4 * lost
     s.transmission, s.pit = np.maximum(s.transmission, lost * r.uniform(.85, 1.15)), s.pit * (1 - .3 * lost)
@@ -274,26 +280,24 @@ def atrophy(s: Scan, x: float, w: float, lesion: Lesion, r: np.random.Generator)
 def rods_gone(s: Scan, x: float, w: float, lesion: Lesion, r: np.random.Generator) -> None:
     "Ellipsoid zone, segments and outer nuclear layer gone outside the preserved centre; the epithelium thins."
     gone, T = 1 - plateau(s.x, x, w, .06), s.thickness
-    for k in OUTER: T[k] = T[k] * (1 - gone)
-    T["outer nuclear layer"] = T["outer nuclear layer"] * (1 - .82 * gone)
+    lose_photoreceptors(s, gone, 1 - plateau(s.x, x, w, .14), .82)
     T["retinal pigment epithelium"] = T["retinal pigment epithelium"] * (1 - .25 * gone)
     s.transmission = np.maximum(s.transmission, .25 * gone)
     mark(s, lesion.kind, "outer nuclear layer", "retinal pigment epithelium", np.abs(s.x - x) > w)
 
-# %% ../nbs/03c_oct.ipynb #4be8b3d5
+# %% ../nbs/03c_oct.ipynb #b9e6b9da
 @changes("macular scar")
 def scar(s: Scan, x: float, w: float, lesion: Lesion, r: np.random.Generator) -> None:
     "A bright, uneven mound under the retina; photoreceptors above it and epithelium below it are lost, and it throws a shadow."
     on, T = plateau(s.x, x, w, .03), s.thickness
     height = r.uniform(70, 110) * (.6 + .5 * w) * dome(s.x, x, w) ** .4 * np.clip(1 + .25 * wave(r, s.x, .5), .5, 1.5)
     open_room(s, "subretinal space", height, .82 + .1 * wave(r, s.x, .12), lesion.kind)
-    for k in OUTER: T[k] = T[k] * (1 - on)
-    T["outer nuclear layer"] = T["outer nuclear layer"] * (1 - .5 * on)
+    lose_photoreceptors(s, on, plateau(s.x, x, w, .13), .5)
     T["retinal pigment epithelium"] = T["retinal pigment epithelium"] * (1 - .5 * on * np.clip(.6 + wave(r, s.x, .3), 0, 1))
     s.shadow["retinal pigment epithelium"] = s.shadow.get("retinal pigment epithelium", 0) + 2.2 * on
     s.pit = s.pit * (1 - .35 * on)
 
-# %% ../nbs/03c_oct.ipynb #d6838a97
+# %% ../nbs/03c_oct.ipynb #a59cd239
 @changes("ischaemic retina")
 def starved(s: Scan, x: float, w: float, lesion: Lesion, r: np.random.Generator) -> None:
     "Inner layers thick and evenly bright, the outer retina in their shadow."
@@ -301,6 +305,6 @@ def starved(s: Scan, x: float, w: float, lesion: Lesion, r: np.random.Generator)
     for u, wide, _ in met(s, "spared strip"): c = c * (1 - plateau(s.x, u, 1.3 * wide, .08))
     for k in INNER:
         s.thickness[k] = s.thickness[k] * (1 + .45 * c)
-        s.brightness[k] = s.brightness[k] + .85 * c * (.74 - s.brightness[k])
+        s.brightness[k] = s.brightness[k] + .85 * c * (.68 - s.brightness[k])
     s.shadow["schisis cavity"] = s.shadow.get("schisis cavity", 0) + 1.8 * c
     mark(s, lesion.kind, INNER[0], INNER[-1], c > .5)
