@@ -72,6 +72,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'keepfit_nb.angiography.smokestack': ('angiography.html#smokestack', 'keepfit_nb/angiography.py'),
                                         'keepfit_nb.angiography.spicules': ('angiography.html#spicules', 'keepfit_nb/angiography.py'),
                                         'keepfit_nb.angiography.spill': ('angiography.html#spill', 'keepfit_nb/angiography.py'),
+                                        'keepfit_nb.angiography.starved': ('angiography.html#starved', 'keepfit_nb/angiography.py'),
                                         'keepfit_nb.angiography.subretinal_blood': ( 'angiography.html#subretinal_blood',
                                                                                      'keepfit_nb/angiography.py'),
                                         'keepfit_nb.angiography.through': ('angiography.html#through', 'keepfit_nb/angiography.py'),
