@@ -307,7 +307,7 @@ def aneurysms(s):
 @paints(ABOVE, "bone spicule")
 def spicules(s): s.block(.9 * s.show("bone spicule"), .15)
 
-# %% ../nbs/03b_angiography.ipynb #7225aeb8
+# %% ../nbs/03b_angiography.ipynb #d8286dc9
 def media(s: Plate) -> None:
     "What clouds the view clouds it here too: a cataract veils, blood in the vitreous hides."
     if s.eye.haze: s.img = (1 - .6 * s.eye.haze) * soften(s.img, .012 * s.eye.haze) + .5 * s.eye.haze * soften(s.img, .15) + .03 * s.eye.haze
@@ -318,9 +318,9 @@ def record(s: Plate) -> np.ndarray:
     r, eye = stream(s.eye, "angiograph"), s.eye
     way, slope = r.uniform(0, 2 * np.pi), r.uniform(0, .25)
     light = (1 - (.1 + .5 * eye.vignette) * .6 * s.rad**2) * (1 + slope * (s.x * math.cos(way) + s.y * math.sin(way)))
-    img = soften(s.img * light * np.float32(.75 + .5 * eye.exposure), .002 + .009 * eye.blur)
+    img = soften(s.img * light * np.float32(.68 + .48 * eye.exposure), .001 + .008 * eye.blur**2)
     img = np.maximum(img, 0) ** np.float32(r.uniform(.9, 1.3)) + np.float32(r.uniform(0, .05))
-    img += np.float32(.008 + .03 * eye.noise) * cloud(r, s.size, GRAIN)
+    img += np.float32(.012 + .045 * eye.noise) * cloud(r, s.size, GRAIN)
     field = aperture(s, r)
     s.masks = {k: m & (field > .5) & (s.rad < 1) for k, m in s.masks.items()}
     return np.repeat(((img * field).clip(0, 1) * 255 + .5).astype(np.uint8)[..., None], 3, 2)
