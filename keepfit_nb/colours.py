@@ -225,11 +225,11 @@ def vitreous_blood(s):
     streaks = (1 + .16 * s.cloud("clots", 7, 3)).clip(0, 1.1)
     s.stain((s.cover("vitreous blood", .09, weighted=True) * streaks).clip(0, 1), (.50, .15, .13))
 
-# %% ../nbs/03a_colours.ipynb #94b79b32
+# %% ../nbs/03a_colours.ipynb #df01b0d7
 def cataract(s: Scene, haze: float) -> None:
     "Forward scatter in a cloudy lens, in place: a sharp share, a halo, a veil, and yellowing. haze 0..1."
     if haze <= 0: return
     share, veil = .85 * haze, s.img[:, s.rad < 1].mean(1)
     for k, tint in enumerate((1., 1 - .10 * haze, 1 - .34 * haze)):
         halo = .6 * soften(s.img[k], .02 + .10 * haze) + .4 * veil[k]
-        s.img[k] = ((1 - share) * soften(s.img[k], .014 * haze) + share * halo) * np.float32(tint)
+        s.img[k] = ((1 - share) * soften(s.img[k], .03 * haze) + share * halo) * np.float32(tint)

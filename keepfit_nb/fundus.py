@@ -194,7 +194,7 @@ def light(s: Scene, r) -> np.ndarray:
     pupil = edge(-np.hypot(s.x - r.normal(0, .12), s.y - r.normal(0, .12)), -r.uniform(.75, 1.5), s.size, .5)
     return even * (1 - r.uniform(0, .75) * lash) * (1 - r.uniform(0, .4) * pupil)
 
-# %% ../nbs/03a_fundus.ipynb #d6b1f07d
+# %% ../nbs/03a_fundus.ipynb #99bbfe87
 FLARES = (.55, .75, .95), (1., .62, .25), (.75, .85, .45), (.95, .9, .8)
 
 def artefacts(s: Scene, r) -> None:
@@ -208,9 +208,10 @@ def artefacts(s: Scene, r) -> None:
     s.stain(.35 * soften(specks.cover(s.size), .008), (.6, .62, .66))
     ghost, place, size = max(0., r.uniform(-.35, .2)), r.normal(0, .25, 2), r.uniform(.03, .12)
     if ghost: s.blend(ghost * edge(np.hypot(s.x - place[0], s.y - place[1]), size, s.size, .1), (.9, .95, 1.))
-    s.blend(np.full((s.size, s.size), r.uniform(0, .10), np.float32), (.5, .45, .4))
+    clarity = 1 - .28 * r.random()**2                                         # no medium is perfectly clear
+    for k, mean in enumerate(s.img[:, s.rad < .8].mean(1)): s.img[k] = mean + clarity * (s.img[k] - mean)
 
-# %% ../nbs/03a_fundus.ipynb #68ca20b9
+# %% ../nbs/03a_fundus.ipynb #306fccd2
 def aperture(s: Scene, r) -> np.ndarray:
     "The window of the camera, (size, size), 0..1: a disc, cut flat above and below in a third of the cameras, with a notch in another."
     flat, cut, notch, right = r.random() < .35, r.uniform(.82, .95), r.random() < .3, r.choice([-1, 1])
@@ -225,8 +226,8 @@ def expose(s: Scene) -> np.ndarray:
     lit, (gain, veil) = light(s, r), tint(eye, r)
     for k in range(3): s.img[k] = lit * (np.float32(gain[k]) * s.img[k] + np.float32(veil[k]))
     artefacts(s, r)
-    s.img = np.maximum(soften(s.img, .002 + .014 * eye.blur**2), 0) ** np.float32(r.uniform(.85, 1.2))
-    grain = np.float32(.003 + .011 * eye.noise) * cloud(r, s.size, GRAIN)
+    s.img = np.maximum(soften(s.img, .003 + .016 * eye.blur**2), 0) ** np.float32(r.uniform(.85, 1.2))
+    grain = np.float32(.002 + .007 * eye.noise) * cloud(r, s.size, GRAIN)
     field = aperture(s, r)
     s.masks = {k: m & (field > .5) & (s.rad < 1) for k, m in s.masks.items()}
     return np.stack([(((p + grain) * field).clip(0, 1) * 255 + .5).astype(np.uint8) for p in s.img], -1)
