@@ -92,7 +92,7 @@ def draw_disc(s: Scene) -> None:
     note(s, "optic disc", where, rim)
     draw_cup(s, *here)
 
-# %% ../nbs/03a_eyeground.ipynb #dd049d5c
+# %% ../nbs/03a_eyeground.ipynb #ef30958c
 PIECE, STEP = 8, .0225            # points that share one width; distance between two points
 
 def widths(canvas: Canvas, vessels: list, share, beading) -> np.ndarray:
@@ -100,7 +100,7 @@ def widths(canvas: Canvas, vessels: list, share, beading) -> np.ndarray:
     calibre = share * np.concatenate([v.calibre for v in vessels])
     if beading:
         along = np.concatenate([np.arange(len(v.points)) * STEP for v in vessels])
-        calibre = calibre * (1 + .55 * beading * np.sin(2 * np.pi * along / .1))
+        calibre = calibre * (1 + .55 * beading * np.minimum(calibre / .02, 1) * np.sin(2 * np.pi * along / .1))      # of large veins most
     return np.maximum(1, np.round(calibre * FIELD * canvas.n / 2)).astype(int)
 
 # %% ../nbs/03a_eyeground.ipynb #c9e72f04
