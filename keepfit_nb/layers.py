@@ -290,7 +290,7 @@ def speckle(
     bright = np.square(np.square(np.clip(image, 0, 1.3)))
     return np.sqrt(np.sqrt(bright * grain + np.float32(nu.floor ** 4) * snow))
 
-# %% ../nbs/03c_layers.ipynb #607e08d3
+# %% ../nbs/03c_layers.ipynb #33343ecd
 def add_hyaloid(scan: Scan, image: np.ndarray) -> None:
     "The back of the vitreous as a thin, uneven line, brightest where it is taut; in place."
     s = scan
@@ -303,6 +303,7 @@ def add_hyaloid(scan: Scan, image: np.ndarray) -> None:
     away = np.abs(s.depth - line.astype(np.float32)) / np.float32(max(9, .9 * s.um))
     image += np.clip(1 - away, 0, 1) * np.clip(faint - VITREOUS, 0, 1).astype(np.float32)
 
+# %% ../nbs/03c_layers.ipynb #95035ebb
 def visible(scan: Scan) -> tuple[np.ndarray, float]:    # (n, n) 0-1, and the grey that fills the rest
     "Which pixels of the file belong to the scan: bands, frames, and the corners that levelling leaves, clear of the retina."
     s, nu, (left, right, top, bottom) = scan, scan.nuisance, scan.box; n = len(s.x)
