@@ -36,19 +36,20 @@ def grid(
     x, y = np.meshgrid(axis, axis)
     return x, y, np.hypot(x, y)
 
-# %% ../nbs/03a_canvas.ipynb #01ede442
+# %% ../nbs/03a_canvas.ipynb #54dd00f3
 def cloud(
     r,             # random stream
     size: int,     # pixels of the result
     cells: int,    # cells across: few = broad clouds, many = fine grain
-    octaves=1,     # each further octave has twice the cells and half the weight
+    octaves=1,     # each further octave has twice the cells and a smaller weight
+    decay=2.,      # by this factor
 ) -> np.ndarray:   # float32 (size, size), mean 0, standard deviation about 1
     "Smooth noise that is the same scene at every size."
     total = np.zeros((size, size), np.float32)
     for o in range(octaves):
         n = cells * 2**o
         small = r.standard_normal((n, n), dtype=np.float32)
-        total += cv2.resize(small, (size, size), interpolation=cv2.INTER_AREA if n > size else cv2.INTER_CUBIC) / 2**o
+        total += cv2.resize(small, (size, size), interpolation=cv2.INTER_AREA if n > size else cv2.INTER_CUBIC) / decay**o
     return total
 
 # %% ../nbs/03a_canvas.ipynb #9fad6dc0
@@ -104,9 +105,9 @@ def outlines(
     rho = 1 + .5 * rough * (wave / k**.7).sum(2)
     return placed(lesions, rho * np.cos(t) * stretch**.5, rho * np.sin(t) / stretch**.5)
 
-# %% ../nbs/03a_canvas.ipynb #6eaacf53
+# %% ../nbs/03a_canvas.ipynb #12cb0ff0
 BLOBS = {   # kind -> rough, stretch
-    "haemorrhage": (.3, 1.2), "hard exudate": (.2, 1.1), "star exudate": (.3, 3.2), "soft drusen": (.15, 1.1), "atrophy": (.16, 1.15),
+    "haemorrhage": (.3, 1.2), "hard exudate": (.2, 1.1), "star exudate": (.3, 5.), "soft drusen": (.15, 1.1), "atrophy": (.16, 1.15),
     "membrane": (.2, 1.2), "subretinal blood": (.3, 1.5), "non-perfusion": (.3, 1.2), "vein leakage": (.25, 1.3), "laser scar": (.16, 1.1), "macular scar": (.34, 1.3),
     "nevus": (.1, 1.25), "pigment epithelial detachment": (.08, 1.08), "detached retina": (.14, 1.1), "epiretinal membrane": (.22, 1.15),
     "ischaemic retina": (.12, 1.1), "cherry-red spot": (.1, 1.1)}

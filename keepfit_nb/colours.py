@@ -36,7 +36,7 @@ def stain(img, cover, film):
     if where is None: return
     for plane, f in zip(img, film): part = plane[where]; part *= 1 + cover[where] * np.float32(f - 1)
 
-# %% ../nbs/03a_colours.ipynb #57e15ed1
+# %% ../nbs/03a_colours.ipynb #2b9dd1eb
 class Scene:
     "A photograph in the making: three planes of light, float32 (3, size, size), and the masks of what is in it."
     def __init__(self, eye: Eye, size: int):
@@ -48,7 +48,7 @@ class Scene:
         self.masks[kind] = cover > .3
         return cover
     def cover(self, kind, soft=0., **how): return lesion_cover(self.eye, kind, self.size, soft, **how)
-    def cloud(self, name, cells, octaves=1): return cloud(stream(self.eye, name), self.size, cells, octaves)
+    def cloud(self, name, *how): return cloud(stream(self.eye, name), self.size, *how)
     @cached_property
     def choroid(self): return choroid(self.eye, self.size)
     def far(self, l): return np.hypot(self.x - l.x, self.y - l.y)        # distance from a lesion's centre
@@ -134,12 +134,12 @@ def blister(s):
         arc = edge(np.abs(s.far(l) - l.size), .012, s.size, .02) * (.55 - .45 * (s.x - l.x + s.y - l.y) / l.size).clip(0, 1)
         s.blend(.3 * arc, (1., .90, .66))
 
-# %% ../nbs/03a_colours.ipynb #61c0b98d
+# %% ../nbs/03a_colours.ipynb #3e381eaa
 def choroid(eye, size):
     "Choroidal vessels: the ridges of two clouds, drawn out towards the rim. float32 (size, size), 0..1."
     r = stream(eye, "choroid")
     bands = [cv2.resize(r.standard_normal(shape, dtype=np.float32), (size, size), interpolation=cv2.INTER_CUBIC) for shape in ((17, 8), (21, 11))]
-    return np.maximum(np.exp(-(bands[0] / .24)**2), .8 * np.exp(-(bands[1] / .2)**2))
+    return np.maximum(np.exp(-(bands[0] / .3)**2), .8 * np.exp(-(bands[1] / .24)**2))
 
 @paints(DEEP, "atrophy")
 def atrophy(s):
@@ -225,11 +225,11 @@ def vitreous_blood(s):
     streaks = (1 + .16 * s.cloud("clots", 7, 3)).clip(0, 1.1)
     s.stain((s.cover("vitreous blood", .09, weighted=True) * streaks).clip(0, 1), (.50, .15, .13))
 
-# %% ../nbs/03a_colours.ipynb #94b79b32
+# %% ../nbs/03a_colours.ipynb #df01b0d7
 def cataract(s: Scene, haze: float) -> None:
     "Forward scatter in a cloudy lens, in place: a sharp share, a halo, a veil, and yellowing. haze 0..1."
     if haze <= 0: return
     share, veil = .85 * haze, s.img[:, s.rad < 1].mean(1)
     for k, tint in enumerate((1., 1 - .10 * haze, 1 - .34 * haze)):
         halo = .6 * soften(s.img[k], .02 + .10 * haze) + .4 * veil[k]
-        s.img[k] = ((1 - share) * soften(s.img[k], .014 * haze) + share * halo) * np.float32(tint)
+        s.img[k] = ((1 - share) * soften(s.img[k], .03 * haze) + share * halo) * np.float32(tint)

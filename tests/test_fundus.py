@@ -49,7 +49,7 @@ def test_masks_lie_where_the_latents_say():
     for disease in CFP:
         eye = sample_eye(8, disease); _, masks = render_fundus(eye, 256, masks=True); x, y, _ = grid(256)
         for kind in {l.kind for l in eye.lesions} & set(masks) - {"photoreceptor loss"}:
-            reach = {"spared strip": 2.6, "crescent": 2.2, "myelinated fibres": 1.7, "flame haemorrhage": 2.3}.get(kind, 1.9)
+            reach = {"spared strip": 2.6, "crescent": 2.2, "myelinated fibres": 1.7, "flame haemorrhage": 2.3, "star exudate": 2.8}.get(kind, 1.9)
             near = np.zeros_like(x, bool)
             for l in eye.of(kind): near |= np.hypot(x - l.x, y - l.y) < reach * l.size + .02 + .2 * (kind in ("crescent", "vitreous blood"))
             assert not (masks[kind] & ~near).any(), (disease, kind)
@@ -77,7 +77,7 @@ def test_each_fact_changes_the_picture(disease, fact):
 
 @pytest.mark.parametrize("disease", [d for d in CFP if d != "normal"])
 def test_disease_changes_pixels_only_at_lesions(disease):
-    spread = {"cataract", "vitreous hemorrhage", "retinitis pigmentosa", "pathologic myopia", "central retinal vein occlusion", "central retinal artery occlusion"}
+    spread = {"cataract", "vitreous hemorrhage", "retinal detachment", "retinitis pigmentosa", "pathologic myopia", "central retinal vein occlusion", "central retinal artery occlusion"}
     for seed in range(3):
         sick, well = (render_fundus(sample_eye(seed, d), 128).astype(int) for d in (disease, "normal"))
         assert (abs(sick - well).max(-1) > 10).sum() > 10
@@ -209,5 +209,5 @@ def test_speed_is_recorded_not_asserted(record_property):
 
 @pytest.mark.slow
 def test_diseases_are_learnable_from_shapes_and_not_from_colours():
-    out = learnability(render_fundus, "CFP", 2320, 290, 96, 600)
-    assert out["aca_cnn"] > .5 and out["aca_cnn"] > out["aca_histogram"] + .25, out
+    out = learnability(render_fundus, "CFP", 2030, 290, 64, 500)
+    assert out["aca_cnn"] > .75 and out["aca_histogram"] < .5 and out["aca_cnn"] > out["aca_histogram"] + .35, out
