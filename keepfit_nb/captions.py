@@ -7,7 +7,7 @@ __all__ = ['EARLY', 'LAYOUTS', 'PARTS', 'LABELS', 'visible_facts', 'phase_of', '
            'shown_facts', 'plan', 'disease_name', 'listed', 'phrase', 'tidy', 'sentences', 'caption', 'study_of_eye',
            'fact_prompts', 'Settings', 'eye_seed', 'company', 'jobs_of', 'label_map', 'make_row', 'make_sets', 'build']
 
-# %% ../nbs/03d_captions.ipynb #4cf49d5d
+# %% ../nbs/03d_captions.ipynb #4da1d62d
 import errno, functools, hashlib, json, os, re, shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from .eye import DISEASES, PREVALENCES, Eye, partners, prevalence, sample_eye, s
 from .disease import LESIONS
 from .fundus import render_fundus
 from .knowledge import load_knowledge
+from .layers import LAYERS
 from .oct import render_oct
 from .phrases import CHANGES, LANGUAGES, DiseaseWords, Entry, FactWords, Words, filled, measured, phrases, tree_of, write
 from .profiles import MODALITIES, Run, nearest, resource, stage
@@ -37,7 +38,7 @@ def visible_facts(
         raise ValueError(f"{', '.join(eye.diseases)!r} does not show in {modality}; it shows in {', '.join(m for m in MODALITIES if m in where)}")
     return {f: eye.facts[f] for f in seen_facts(eye.diseases, modality)}
 
-# %% ../nbs/03d_captions.ipynb #35aafaac
+# %% ../nbs/03d_captions.ipynb #1686a2a4
 EARLY = .2       # share of early frames, where they may be
 
 def phase_of(
@@ -46,7 +47,7 @@ def phase_of(
 ) -> str:                     # one of PHASES
     "The angiogram's phase for this eye, whatever its disease. PHASES (chapter 03b) end with venous and late; those before are early."
     p, q = stream(eye, "phase").random(2)
-    group = PHASES[:-2] if early and p < EARLY else PHASES[-2:]
+    group = tuple(PHASES)[:-2] if early and p < EARLY else tuple(PHASES)[-2:]
     return group[int(q * len(group))]
 
 # %% ../nbs/03d_captions.ipynb #a194ce14
@@ -324,7 +325,7 @@ class Settings(BaseModel, extra="forbid"):
     masks: bool = False                                # label files of lesions and vessels too
     quality: int = Field(0, ge=0, le=100)              # 0: PNG; else the quality of JPEG files
 
-# %% ../nbs/03d_captions.ipynb #dac38e46
+# %% ../nbs/03d_captions.ipynb #e14de760
 def eye_seed(seed: int, role: str, modality: str, number: int) -> int:
     "Seed of one eye of the sets: no two places share one."
     return int.from_bytes(hashlib.sha256(f"{seed} {role} {modality} {number}".encode()).digest()[:6], "big")
@@ -336,10 +337,10 @@ def company(
     share: float,       # of eyes with a second disease
 ) -> list[str]:         # one disease or two
     "Perhaps a second disease, one of those that may share an eye with the first."
-    others, r = [n for n in partners(main) if n in names], stream(seed, "company")
-    return [main, others[int(r.integers(len(others)))]] if others and r.random() < share else [main]
+    others, (p, q) = [n for n in partners(main) if n in names], stream(seed, "company").random(2)
+    return [main, others[int(q * len(others))]] if others and p < share else [main]
 
-# %% ../nbs/03d_captions.ipynb #45627968
+# %% ../nbs/03d_captions.ipynb #a65507cc
 def jobs_of(
     settings: Settings,
     seed: int,
@@ -351,18 +352,18 @@ def jobs_of(
     parts = (("public", "train", s.n_public), ("elite", "train", s.n_elite), ("evaluation", "train", s.n_eval_train), ("evaluation", "test", s.n_eval_test))
     for modality in MODALITIES:
         names = [n for n in DISEASES if modality in DISEASES[n].modalities and (s.diseases is None or n in s.diseases)]
-        weight = np.array([prevalence(s.prevalence, modality)[n] for n in names])
+        weights = np.cumsum([prevalence(s.prevalence, modality)[n] for n in names])
         for role, split, n in parts if names else ():
             turns, share = (True, s.comorbid_evaluation) if role == "evaluation" else (s.prevalence == "balanced", s.comorbid)
             for i in range(n):
                 own = eye_seed(seed, f"{role} {split}", modality, i)
-                main = names[i % len(names) if turns else int(stream(own, "prevalence").choice(len(names), p=weight / weight.sum()))]
+                main = names[i % len(names) if turns else int(np.searchsorted(weights, stream(own, "prevalence").random() * weights[-1], "right"))]
                 jobs.append(dict(role=role, split=split, modality=modality, number=i, seed=own, diseases=company(own, main, names, share)))
     if not jobs: raise ValueError("captions: no image at all; raise n_public, n_elite, n_eval_train or n_eval_test")
     return jobs
 
-# %% ../nbs/03d_captions.ipynb #b0373676
-PARTS = ("retina", "optic disc", "optic cup", "artery", "vein")
+# %% ../nbs/03d_captions.ipynb #d2eeb0bf
+PARTS = ("retina", "choroid", *LAYERS, "cavity", "operculum", "optic disc", "optic cup", "artery", "vein")      # what is no lesion, lowest first
 LABELS = (*PARTS, *LESIONS)      # value 1, 2, … in a label file; 0 is everything else
 
 def label_map(

@@ -67,11 +67,12 @@ def test_nothing_is_vouched_for_behind_a_veil():
 def test_early_frames_state_less():
     eye = sample_eye(0, "diabetic retinopathy")
     assert shown_facts(eye, "FFA", "late") == visible_facts(eye, "FFA") == shown_facts(eye, "FFA")
-    for phase in PHASES[:-2]:
+    for phase in tuple(PHASES)[:-2]:
         assert shown_facts(eye, "FFA", phase) == {}
-        assert all(phase in caption(eye, "FFA", s, phase=phase) or "phase" not in caption(eye, "FFA", s, phase=phase) for s in range(20))
-    n = collections.Counter(phase_of(e, early=True) in PHASES[:-2] for e in map(sample_eye, range(2000), ["normal"] * 2000))
-    assert abs(n[True] / 2000 - EARLY) < .03 and {phase_of(e) for e, _ in PAIRS} == set(PHASES[-2:])
+        texts = [caption(eye, "FFA", s, phase=phase).lower() for s in range(20)]
+        assert all(f"{p}-phase" not in t and f"{p} phase" not in t for t in texts for p in PHASES if p != phase)
+    n = collections.Counter(phase_of(e, early=True) in tuple(PHASES)[:-2] for e in map(sample_eye, range(2000), ["normal"] * 2000))
+    assert abs(n[True] / 2000 - EARLY) < .03 and {phase_of(e) for e, _ in PAIRS} == set(tuple(PHASES)[-2:])
 
 def test_phase_does_not_depend_on_the_disease():
     assert [phase_of(sample_eye(s, "glaucoma"), True) for s in range(50)] == [phase_of(sample_eye(s, "geographic atrophy"), True) for s in range(50)]
@@ -115,16 +116,17 @@ def test_jobs_are_disjoint_and_even():
 @pytest.mark.parametrize("share", [0, .3, 1])
 def test_share_of_eyes_with_two_diseases(share):
     jobs = [j for j in jobs_of(Settings(**NONE | dict(n_public=400, n_eval_test=100), comorbid=share), 0)]
-    two = [len(j["diseases"]) == 2 for j in jobs if j["role"] == "public" and C.partners(j["diseases"][0])]
+    may = lambda j: any(j["modality"] in DISEASES[d].modalities for d in C.partners(j["diseases"][0]))
+    two = [len(j["diseases"]) == 2 for j in jobs if j["role"] == "public" and may(j)]
     assert all(len(j["diseases"]) == 1 for j in jobs if j["role"] == "evaluation")
     assert abs(np.mean(two) - share) < .1
     for j in jobs: assert all(j["modality"] in DISEASES[d].modalities for d in j["diseases"]) and sample_eye(j["seed"], tuple(j["diseases"]))
 
 def test_prevalence_is_followed():
-    first = lambda kind: collections.Counter(j["diseases"][0] for j in jobs_of(Settings(**NONE | dict(n_public=4000), prevalence=kind), 0) if j["modality"] == "CFP")
+    first = lambda kind: collections.Counter(j["diseases"][0] for j in jobs_of(Settings(**NONE | dict(n_public=1500), prevalence=kind), 0) if j["modality"] == "CFP")
     for kind in ("long-tailed", "rare"):
         n = first(kind)
-        for disease, weight in C.prevalence(kind, "CFP").items(): assert abs(n[disease] / 4000 - weight) < .03, (kind, disease)
+        for disease, weight in C.prevalence(kind, "CFP").items(): assert abs(n[disease] / 1500 - weight) < .05, (kind, disease)
     evaluation = collections.Counter(j["diseases"][0] for j in jobs_of(Settings(**NONE | dict(n_eval_test=290), prevalence="rare"), 0) if j["modality"] == "CFP")
     assert set(evaluation.values()) == {10}                                                      # the examination stays balanced
 
