@@ -93,7 +93,7 @@ def veiled(eye: Eye) -> bool:
     "Is the view so dim that nobody would vouch for an absence?"
     return eye.facts.get("haze") == "dense" or eye.facts.get("blood") == "dense"
 
-# %% ../nbs/03d_captions.ipynb #7ba92418
+# %% ../nbs/03d_captions.ipynb #d032b5a5
 def fact_entry(modality: str, fact: str, diseases: tuple) -> FactWords:
     "The words for a fact: those of one of these diseases, else the common ones."
     table = phrases().facts
@@ -102,7 +102,7 @@ def fact_entry(modality: str, fact: str, diseases: tuple) -> FactWords:
 def shown_facts(
     eye: Eye,
     modality: str,
-    phase: str = "",         # of the angiogram; empty: one in which everything shows
+    phase: str = "",         # of the angiogram; empty: any
 ) -> dict[str, str]:
     "Of `visible_facts` those that this phase already shows. Photographs and sections have no phase."
     facts = visible_facts(eye, modality)
@@ -394,7 +394,7 @@ def _paint(eye: Eye, job: dict, name: str, settings: Settings, phase: str, folde
     how = [cv2.IMWRITE_JPEG_QUALITY, settings.quality] if settings.quality else [cv2.IMWRITE_PNG_COMPRESSION, 3]
     if not picture.exists(): _save(picture, image[..., ::-1], how)
 
-# %% ../nbs/03d_captions.ipynb #308558b3
+# %% ../nbs/03d_captions.ipynb #d8f6ba5e
 def make_row(
     job: dict,              # of `jobs_of`
     settings: Settings,
@@ -408,7 +408,7 @@ def make_row(
     name = f"images/{modality}_{role}_{job['split']}_{job['number']:06d}.{'jpg' if settings.quality else 'png'}"
     if folder: _paint(eye, job, name, settings, phase, folder)
     words = {k: caption(eye, modality, language=lang, phase=phase) if elite else "" for k, lang in (("caption", "en"), ("caption_zh", "zh"))}
-    facts = visible_facts(eye, modality) if role == "evaluation" else {}
+    facts = shown_facts(eye, modality, phase) if role == "evaluation" else {}
     patient = "p-" + hashlib.sha256(f"phantom {job['seed']}".encode()).hexdigest()[:16]
     row = dict(image=name, modality=modality, **words, categories=list(visible_diseases(eye, modality)), attributes=[f"{k}: {v}" for k, v in facts.items()],
                source="phantoms", licence="Apache-2.0", patient=patient, eye=eye.side, split=job["split"], role=role)

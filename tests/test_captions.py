@@ -67,6 +67,8 @@ def test_nothing_is_vouched_for_behind_a_veil():
 def test_early_frames_state_less():
     eye = sample_eye(0, "diabetic retinopathy")
     assert shown_facts(eye, "FFA", "late") == visible_facts(eye, "FFA") == shown_facts(eye, "FFA")
+    artery = sample_eye(1, "branch retinal artery occlusion")                                    # filled again by the time of a late frame
+    assert [bool(shown_facts(artery, "FFA", p)) for p in PHASES] == [False, True, True, False]
     for phase in tuple(PHASES)[:-2]:
         assert shown_facts(eye, "FFA", phase) == {}
         texts = [caption(eye, "FFA", s, phase=phase).lower() for s in range(20)]
