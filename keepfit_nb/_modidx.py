@@ -712,6 +712,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'keepfit_nb.reading._fact_right': ('reading.html#_fact_right', 'keepfit_nb/reading.py'),
                                     'keepfit_nb.reading._facts': ('reading.html#_facts', 'keepfit_nb/reading.py'),
                                     'keepfit_nb.reading._has': ('reading.html#_has', 'keepfit_nb/reading.py'),
+                                    'keepfit_nb.reading._inside': ('reading.html#_inside', 'keepfit_nb/reading.py'),
                                     'keepfit_nb.reading._masks': ('reading.html#_masks', 'keepfit_nb/reading.py'),
                                     'keepfit_nb.reading._measure_right': ('reading.html#_measure_right', 'keepfit_nb/reading.py'),
                                     'keepfit_nb.reading._measures': ('reading.html#_measures', 'keepfit_nb/reading.py'),

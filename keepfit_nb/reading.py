@@ -75,7 +75,7 @@ def clauses(text: str) -> list[Clause]:
     parts = [s[i:i + LONGEST] for s in parts for i in range(0, len(s), LONGEST)]
     return [Clause(s, language, _denials(s, d["denial"], language), [m.start() for m in d["joints"][language].finditer(s)]) for s in parts if s]
 
-# %% ../nbs/03e_reading.ipynb #31b3b102
+# %% ../nbs/03e_reading.ipynb #144a0007
 @dataclass
 class Mention:
     "A thing that a sentence speaks of."
@@ -86,21 +86,25 @@ class Mention:
     denied: bool
     inside: bool = False       # part of a disease's name
 
-def _values(c: Clause, m: Mention, values: dict) -> list[tuple]:
-    "[(rank, value)]: every value word of the same segment, else the nearest of the sentence."
+def _inside(m: re.Match, named: list) -> bool: return any(a <= m.start() and m.end() <= b for a, b, _ in named)
+
+def _values(c: Clause, m: Mention, values: dict, named: list, taken: set) -> list[tuple]:
+    "[(rank, value)]: every value word of the same segment, else the nearest that no other thing claims; none from a disease's name."
     here, out = c.segment(m.start), []
     for value, pattern in values.items():
         for v in pattern.finditer(c.text):
-            if c.is_denied(v.start()): continue
+            if c.is_denied(v.start()) or _inside(v, named): continue
             gap = max(v.start() - m.end, m.start - v.end(), 0)
-            rank = ((c.segment(v.start()) != here) + m.inside * 2, gap)
-            if rank[0] < 3: out.append((rank, value))
+            there = c.segment(v.start())
+            rank = ((there != here) + m.inside * 2, gap)
+            if there == here or not (m.inside or there in taken): out.append((rank, value))
     return [r for r in out if r[0][0] == 0] or sorted(out)[:1]
 
-# %% ../nbs/03e_reading.ipynb #33b07bdf
+# %% ../nbs/03e_reading.ipynb #1d5285e0
 def _facts(c: Clause, number: int, named: list, found: dict, mentions: list) -> None:
     "Add this sentence's readings to found: fact → [(rank, value)]."
-    inside = lambda m: any(a <= m.start() and m.end() <= b for a, b, _ in named)
+    things = [by[c.language]["about"] for by in dictionary()["facts"].values() if by[c.language]["about"]]
+    taken = {c.segment(m.start()) for p in things for m in p.finditer(c.text) if not _inside(m, named)}
     for fact, by_language in dictionary()["facts"].items():
         about, values = by_language[c.language]["about"], {k: v for k, v in by_language[c.language].items() if k != "about"}
         if about is None:                                             # the value says it all
@@ -109,12 +113,12 @@ def _facts(c: Clause, number: int, named: list, found: dict, mentions: list) -> 
                 if hits: found.setdefault(fact, []).append(((0, 0), value))
             continue
         for m in about.finditer(c.text):
-            it = Mention(fact, number, m.start(), m.end(), c.is_denied(m.start()), inside(m))
+            it = Mention(fact, number, m.start(), m.end(), c.is_denied(m.start()), _inside(m, named))
             if not values:
                 if not it.inside: found.setdefault(fact, []).append(((0, 0), "absent" if it.denied else "present")); mentions.append(it)
             elif not it.denied:
                 mentions.append(it)
-                if (readings := _values(c, it, values)): found.setdefault(fact, []).extend(readings)
+                if (readings := _values(c, it, values, named, taken)): found.setdefault(fact, []).extend(readings)
 
 def settle(found: dict) -> dict[str, str]:
     "One value a fact: what is clearly said, else the nearest. Two clear ones contradict each other: 'few and many'."
@@ -124,7 +128,7 @@ def settle(found: dict) -> dict[str, str]:
         out[fact] = " and ".join(clear) or min(readings)[1]
     return out
 
-# %% ../nbs/03e_reading.ipynb #1bf6491f
+# %% ../nbs/03e_reading.ipynb #f2fd965d
 def _signs(c: Clause, number: int, named: list) -> list[Mention]:
     "Every sign that this sentence states or denies."
     hits = [(m.start(), m.end(), name) for name, s in dictionary()["signs"].items() for m in s[c.language].finditer(c.text)]
@@ -132,8 +136,7 @@ def _signs(c: Clause, number: int, named: list) -> list[Mention]:
     for a, b, name in sorted(hits, key=lambda h: (h[0] - h[1], h[0])):
         if any(x < b and a < y for x, y in taken): continue
         taken.append((a, b))
-        inside = any(x <= a and b <= y for x, y, _ in named)
-        if not inside: out.append(Mention(name, number, a, b, c.is_denied(a)))
+        if not any(x <= a and b <= y for x, y, _ in named): out.append(Mention(name, number, a, b, c.is_denied(a)))
     return out
 
 def _numbers(c: Clause, m: Mention, d: dict) -> list[int]:
@@ -148,13 +151,13 @@ def _numbers(c: Clause, m: Mention, d: dict) -> list[int]:
     if c.language == "zh" and not hit: hit = [n for n in d["numbers"]["zh"].finditer(after) if n.start() == 0]
     return [value(hit[-1][1])] if hit else []
 
-# %% ../nbs/03e_reading.ipynb #583afe32
+# %% ../nbs/03e_reading.ipynb #da9de9c4
 def _measures(c: Clause, mentions: list, out: dict) -> None:
     "Add places, quadrants, clock hours, sizes and numbers to the mention they belong to: out[name] = {slot: value}."
     d, stated = dictionary(), [m for m in mentions if not m.denied]
     def owner(at):
         here = [m for m in stated if c.segment(m.start) == c.segment(at)]
-        if here: return min(here, key=lambda m: max(at - m.end, m.start - at, 0))
+        if here: return min(here, key=lambda m: (m.inside, max(at - m.end, m.start - at, 0)))
         return max((m for m in stated if m.end <= at), key=lambda m: m.end, default=None)
     hits = [(m.start(), "place", k) for k, p in d["places"].items() for m in p[c.language].finditer(c.text)]
     hits += [(m.start(), "quadrants", int(k)) for k, p in d["quadrants"].items() for m in p[c.language].finditer(c.text)]
