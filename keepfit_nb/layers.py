@@ -48,7 +48,7 @@ def wave(
     a, b, c, d = (knots[..., i + k] for k in range(4))
     return b + f / 2 * (c - a + f * (2 * a - 5 * b + 4 * c - d + f * (3 * (b - c) + d - a)))
 
-# %% ../nbs/03c_layers.ipynb #93b8312e
+# %% ../nbs/03c_layers.ipynb #7a6b7d39
 FRAMES = {"full": .48, "white wedge": .2, "dark wedge": .08, "band": .14, "white frame": .05, "dark side": .05}    # kind of file: share
 
 def nuisances(
@@ -61,8 +61,8 @@ def nuisances(
         tilt=float(np.clip(r.normal(0, 28), -65, 65)), curve=u(-6, 30),                                          # how the head was held,
         scale=u(.88, 1.12), layers=r.normal(1, .08, len(LAYERS)).clip(.8, 1.2), rim=u(.1, .28), pit=u(.38, .56), choroid=u(130, 330),
         vitreous=r.choice(["attached", "partly detached", "detached"], p=[.5, .25, .25]), veil=u(.2, .55),    # anatomy,
-        gain=u(.7, 1.2), gamma=u(.9, 1.4), black=u(-.02, .14), fade=u(0, .35), reach=u(110, 420),      # the machine and the media,
-        looks=int(r.integers(1, 9)), floor=.05 + .25 * u() ** 1.6, blur=u(.2, .7), contrast=u(.65, 1.05),
+        gain=u(.75, 1.3), gamma=u(.9, 1.4), black=u(-.02, .14), fade=u(0, .35), reach=u(110, 420),      # the machine and the media,
+        looks=int(r.integers(1, 14)), floor=.05 + .25 * u() ** 1.6, blur=u(.25, .85), contrast=u(.65, 1.05),
         frame=r.choice(list(FRAMES), p=list(FRAMES.values())), shape=r.random(6).tolist())                         # and the file
     if nu.frame == "band": nu.depth *= .75                                                            # cropped in depth
     return nu
@@ -189,7 +189,7 @@ def settle(scan: Scan) -> Scan:
     s.tops, s.bruch = boundaries(s)
     return s
 
-# %% ../nbs/03c_layers.ipynb #4ae09137
+# %% ../nbs/03c_layers.ipynb #3bc0716c
 def ramp(t: np.ndarray) -> np.ndarray: return np.clip(t + .5, 0, 1)
 
 def choroid_thickness(scan: Scan) -> np.ndarray:
@@ -203,7 +203,7 @@ def paint_layers(
     "Vitreous, retina, choroid and sclera as flat bands."
     s = scan; floor = s.bruch + choroid_thickness(s)
     bounds = np.maximum.accumulate([*s.tops, s.bruch, s.bruch + 14, floor]).astype(np.float32)     # below the surface, also in the cup
-    below = [b * (1 - s.opening) + .45 * s.opening for b in (np.full_like(s.bruch, v) for v in (.62, .42, .27))]
+    below = [b * (1 - s.opening) + .45 * s.opening for b in (np.full_like(s.bruch, v) for v in (.7, .42, .27))]
     values = np.stack([np.full_like(s.bruch, VITREOUS), *s.brightness.values(), *below]).astype(np.float32)
     image, soft = np.full((len(s.depth), len(s.x)), VITREOUS, np.float32), np.float32(1.2 * s.um)
     for b, step in zip(bounds, np.diff(values, axis=0)):
@@ -290,7 +290,7 @@ def speckle(
     bright = np.square(np.square(np.clip(image, 0, 1.3)))
     return np.sqrt(np.sqrt(bright * grain + np.float32(nu.floor ** 4) * snow))
 
-# %% ../nbs/03c_layers.ipynb #607e08d3
+# %% ../nbs/03c_layers.ipynb #33343ecd
 def add_hyaloid(scan: Scan, image: np.ndarray) -> None:
     "The back of the vitreous as a thin, uneven line, brightest where it is taut; in place."
     s = scan
@@ -303,6 +303,7 @@ def add_hyaloid(scan: Scan, image: np.ndarray) -> None:
     away = np.abs(s.depth - line.astype(np.float32)) / np.float32(max(9, .9 * s.um))
     image += np.clip(1 - away, 0, 1) * np.clip(faint - VITREOUS, 0, 1).astype(np.float32)
 
+# %% ../nbs/03c_layers.ipynb #95035ebb
 def visible(scan: Scan) -> tuple[np.ndarray, float]:    # (n, n) 0-1, and the grey that fills the rest
     "Which pixels of the file belong to the scan: bands, frames, and the corners that levelling leaves, clear of the retina."
     s, nu, (left, right, top, bottom) = scan, scan.nuisance, scan.box; n = len(s.x)

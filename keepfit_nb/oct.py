@@ -77,12 +77,12 @@ def paint_things(scan: Scan, image: np.ndarray) -> dict[str, np.ndarray]:
         image += cover["epiretinal membrane"] * (.92 - image)
     return cover
 
-# %% ../nbs/03c_oct.ipynb #bdb7b1a1
+# %% ../nbs/03c_oct.ipynb #4b37d7b8
 def all_masks(
     scan: Scan,                         # settled
     cover: dict[str, np.ndarray],       # from paint_things
 ) -> dict[str, np.ndarray]:             # kind or layer → (n, n) coverage 0-1
-    "Every lesion of the scan, every layer, the retina, the choroid and the disc, as far as the file shows them."
+    "Masks cost nothing, the profiles know where everything is: every lesion, every layer, the retina, the choroid and the disc, as far as the file shows them."
     s, names, seen = scan, list(LAYERS), visible(scan)[0]
     tops = np.maximum.accumulate([*s.tops, s.bruch, s.bruch + choroid_thickness(s)])
     between = lambda a, b: ((s.depth >= tops[a]) & (s.depth < tops[b])).astype(np.float32)
@@ -132,7 +132,7 @@ def render_oct(
     if not masks: return image
     return image, {k: shrink(v.astype(np.float32)) > .5 for k, v in all_masks(scan, cover).items()}
 
-# %% ../nbs/03c_oct.ipynb #082ffa21
+# %% ../nbs/03c_oct.ipynb #7fcce912
 def druse_height(lesion: Lesion) -> float: return 1.8 * (2000 * MM * lesion.size) ** .7     # micrometres
 
 @changes("hard drusen", "soft drusen")
@@ -148,7 +148,6 @@ def blister(s: Scan, x: float, w: float, lesion: Lesion, r: np.random.Generator)
     open_room(s, "sub-epithelial space", 400 * MM * lesion.size * peak(w, lesion) * dome(s.x, x, w) ** .8, .12, lesion.kind)
     s.pit = s.pit * (1 - .5 * bump(s.x, x, w))
 
-# %% ../nbs/03c_oct.ipynb #dd91b9ff
 @changes("membrane")
 def membrane(s: Scan, x: float, w: float, lesion: Lesion, r: np.random.Generator) -> None:
     "A fibrovascular hill under the pigment epithelium: uneven, grey inside, photoreceptors dimmed above, light weakened below."
