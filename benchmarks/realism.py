@@ -12,7 +12,7 @@ import csv, json, os
 import cv2, numpy as np, torch, torch.nn.functional as F
 
 from keepfit_nb.angiography import PHASES, render_angiogram
-from keepfit_nb.eye import DISEASES, sample_eye, severity, stream
+from keepfit_nb.eye import DISEASES, sample_eye, stream
 from keepfit_nb.fundus import render_fundus, small_cnn
 from keepfit_nb.images import decode, foreground_crop, resize_pad
 from keepfit_nb.oct import render_oct
@@ -85,7 +85,6 @@ def compare(modality, n=160, split="test") -> dict:
 
 def has(*names): return lambda r: any(n in r["categories"] for n in names)
 def only(name): return lambda r: r["categories"] == [name]
-def said(name): return lambda r: name in r["categories"] or name in r["attributes"]
 
 AMD = "age-related macular degeneration"
 TASKS = {   # name: (modality, source, real positives, real negatives, phantom positives, phantom negatives, split)
