@@ -6,11 +6,11 @@
 __all__ = ['CLOCK', 'PHASES', 'UNDER', 'WITHIN', 'ABOVE', 'bolus', 'through', 'seep', 'curves', 'glow', 'Plate', 'delays',
            'late_blood', 'flow', 'capillaries', 'avascular', 'flush', 'capillary_bed', 'atrophy', 'rod_loss', 'nevus',
            'dome', 'blister', 'scar', 'laser', 'spill', 'leak', 'membrane', 'subretinal_blood', 'ink_blot',
-           'smokestack', 'petals', 'cysts', 'milky', 'fill_disc', 'fill_vessels', 'vein_leak', 'inflamed',
+           'smokestack', 'petals', 'cysts', 'milky', 'fill_disc', 'fill_vessels', 'vein_leak', 'starved', 'inflamed',
            'new_vessels', 'cotton_wool', 'aneurysms', 'spicules', 'media', 'record', 'seconds_of', 'render_angiogram']
 
-# %% ../nbs/03b_angiography.ipynb #11a49186
-import math
+# %% ../nbs/03b_angiography.ipynb #0d478093
+import math, numbers
 from functools import lru_cache
 
 import cv2, numpy as np
@@ -214,7 +214,7 @@ def smokestack(s):
             canvas.polygon(np.stack([l.x + .95 * l.size * late * np.cos(t), top + .1 * l.size - .55 * l.size * late * np.sin(t)], 1))
         s.shine(soften(canvas.cover(s.size), .012), .25 * s.glow("capillary") + .75 * late)
 
-# %% ../nbs/03b_angiography.ipynb #70b3a751
+# %% ../nbs/03b_angiography.ipynb #56eda27d
 @paints(WITHIN, "thickening")
 def petals(s):
     "Macular edema: dye gathers in cysts that stand around the fovea like petals, parted by dark walls."
@@ -232,7 +232,8 @@ def cysts(s):
 
 @paints(WITHIN, "ischaemic retina")
 def milky(s):
-    s.block(.55 * s.show("ischaemic retina", .05), .45)
+    "Swollen retina dims the choroid behind it."
+    s.block(.75 * s.show("ischaemic retina", .05), .35)
     if s.eye.of("spared strip"): s.show("spared strip")
 
 # %% ../nbs/03b_angiography.ipynb #89ffbc28
@@ -265,10 +266,16 @@ def fill_vessels(s: Plate) -> None:
             bright = np.maximum(bright, .9 * flow(s, kind, -3.)) * (1 - core) + bright * core
         s.shine(cover, bright)
 
-# %% ../nbs/03b_angiography.ipynb #848f25a0
+# %% ../nbs/03b_angiography.ipynb #bb76b71a
 @paints(ABOVE, "vein leakage")
 def vein_leak(s):
     s.shine(.8 * s.cover("vein leakage", .09) * (1 - s.closed), .12 * s.glow("capillary") + .75 * s.glow("leak")); s.show("vein leakage")
+
+@paints(ABOVE, "ischaemic retina")
+def starved(s):
+    "The walls of the blocked arteries stain: all that is left to see when blood has found its way again."
+    walls = draw_vessels([v for v in s.tree if v.kind == "artery"], s.size, 1.3)
+    s.shine(walls * s.cover("ischaemic retina", .03), .9 * s.glow("stain"))
 
 @paints(ABOVE, "vessel sheathing")
 def inflamed(s):
@@ -300,7 +307,7 @@ def aneurysms(s):
 @paints(ABOVE, "bone spicule")
 def spicules(s): s.block(.9 * s.show("bone spicule"), .15)
 
-# %% ../nbs/03b_angiography.ipynb #7225aeb8
+# %% ../nbs/03b_angiography.ipynb #d8286dc9
 def media(s: Plate) -> None:
     "What clouds the view clouds it here too: a cataract veils, blood in the vitreous hides."
     if s.eye.haze: s.img = (1 - .6 * s.eye.haze) * soften(s.img, .012 * s.eye.haze) + .5 * s.eye.haze * soften(s.img, .15) + .03 * s.eye.haze
@@ -311,21 +318,21 @@ def record(s: Plate) -> np.ndarray:
     r, eye = stream(s.eye, "angiograph"), s.eye
     way, slope = r.uniform(0, 2 * np.pi), r.uniform(0, .25)
     light = (1 - (.1 + .5 * eye.vignette) * .6 * s.rad**2) * (1 + slope * (s.x * math.cos(way) + s.y * math.sin(way)))
-    img = soften(s.img * light * np.float32(.75 + .5 * eye.exposure), .002 + .009 * eye.blur)
+    img = soften(s.img * light * np.float32(.68 + .48 * eye.exposure), .001 + .008 * eye.blur**2)
     img = np.maximum(img, 0) ** np.float32(r.uniform(.9, 1.3)) + np.float32(r.uniform(0, .05))
-    img += np.float32(.008 + .03 * eye.noise) * cloud(r, s.size, GRAIN)
+    img += np.float32(.012 + .045 * eye.noise) * cloud(r, s.size, GRAIN)
     field = aperture(s, r)
     s.masks = {k: m & (field > .5) & (s.rad < 1) for k, m in s.masks.items()}
     return np.repeat(((img * field).clip(0, 1) * 255 + .5).astype(np.uint8)[..., None], 3, 2)
 
-# %% ../nbs/03b_angiography.ipynb #6b2b23e7
+# %% ../nbs/03b_angiography.ipynb #a960d66b
 def seconds_of(phase) -> float:
     "The time of a phase, or a time in seconds as it is. ValueError: no such phase or time."
-    if isinstance(phase, (int, float)) and not isinstance(phase, bool):
+    if isinstance(phase, numbers.Real) and not isinstance(phase, bool):
         if not 0 <= phase <= CLOCK[-1]: raise ValueError(f"{phase} seconds after the injection: give 0 to {CLOCK[-1]:.0f}, or one of {', '.join(PHASES)}")
         return float(phase)
-    if phase not in PHASES: raise ValueError(nearest(phase, PHASES, "phase"))
-    return PHASES[phase]
+    if str(phase) not in PHASES: raise ValueError(nearest(str(phase), PHASES, "phase"))
+    return PHASES[str(phase)]
 
 def render_angiogram(
     eye: Eye,         # from sample_eye
