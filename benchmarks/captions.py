@@ -1,9 +1,9 @@
 "Captions at full size, for the study: are they true, how varied are they, how fast are they written?"
 import time
 
-from keepfit_nb.captions import caption
 from keepfit_nb.phrases import LANGUAGES
 from keepfit_nb.reading import consistency, many_eyes, mutations, pictures, read, variety, verdict
+from keepfit_nb.speech import caption
 
 
 def measure(

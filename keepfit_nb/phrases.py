@@ -141,7 +141,7 @@ def _check_fact(where: str, f: FactWords, known) -> None:
     if set(f.say) != values: raise ValueError(f"{where}: says {', '.join(f.say)}; the values are {', '.join(sorted(values))}")
     for v, w in f.say.items(): _check(f"{where}, {v}", w.en, w.zh, known)
 
-# %% ../nbs/03c_phrases.ipynb #b2f50294
+# %% ../nbs/03c_phrases.ipynb #61b50ddd
 def _table(name: str, text: str):
     try: return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except yaml.YAMLError as e: raise ValueError(f"{name}.yaml: not readable as YAML: {e}") from None
@@ -150,6 +150,7 @@ def _made(cls, where: str, row):
     try: return cls(**row)
     except (ValidationError, TypeError) as e: raise ValueError(f"{where}: {e}") from None
 
+# %% ../nbs/03c_phrases.ipynb #b6af98d5
 def read_phrases(
     folder: Path,       # with facts.yaml, signs.yaml, diseases.yaml, sentences.yaml, words.yaml
 ) -> Phrases:

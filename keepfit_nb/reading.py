@@ -6,7 +6,7 @@
 __all__ = ['LONGEST', 'SWAPS', 'dictionary', 'names_of', 'Clause', 'clauses', 'Mention', 'settle', 'Reading', 'read', 'facts_of',
            'verdict', 'many_eyes', 'pictures', 'consistency', 'mutations', 'frame', 'variety']
 
-# %% ../nbs/03e_reading.ipynb #964f061c
+# %% ../nbs/03e_reading.ipynb #d9ebbb46
 import bisect, functools, math, re
 from collections import Counter
 from collections.abc import Iterable
@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import yaml
 
-from .captions import caption, holds, phase_of, shown_facts
-from .eye import DISEASES, Eye, partners, sample_eye, severity, visible_diseases
+from .eye import DISEASES, Eye, partners, sample_eye, visible_diseases
 from .knowledge import load_knowledge
 from .phrases import CHANGES, LANGUAGES, measured, phrases
 from .profiles import MODALITIES, resource
+from .speech import caption, holds, phase_of, shown_facts
 
 # %% ../nbs/03e_reading.ipynb #a002e48f
 @functools.cache
@@ -100,7 +100,7 @@ def _values(c: Clause, m: Mention, values: dict, named: list, taken: set) -> lis
             if there == here or not (m.inside or there in taken): out.append((rank, value))
     return [r for r in out if r[0][0] == 0] or sorted(out)[:1]
 
-# %% ../nbs/03e_reading.ipynb #1d5285e0
+# %% ../nbs/03e_reading.ipynb #94adb292
 def _facts(c: Clause, number: int, named: list, found: dict, mentions: list) -> None:
     "Add this sentence's readings to found: fact → [(rank, value)]."
     things = [by[c.language]["about"] for by in dictionary()["facts"].values() if by[c.language]["about"]]
@@ -120,6 +120,7 @@ def _facts(c: Clause, number: int, named: list, found: dict, mentions: list) -> 
                 mentions.append(it)
                 if (readings := _values(c, it, values, named, taken)): found.setdefault(fact, []).extend(readings)
 
+# %% ../nbs/03e_reading.ipynb #42e1c0d6
 def settle(found: dict) -> dict[str, str]:
     "One value a fact: what is clearly said, else the nearest. Two clear ones contradict each other: 'few and many'."
     out = {}
@@ -128,7 +129,7 @@ def settle(found: dict) -> dict[str, str]:
         out[fact] = " and ".join(clear) or min(readings)[1]
     return out
 
-# %% ../nbs/03e_reading.ipynb #f2fd965d
+# %% ../nbs/03e_reading.ipynb #01d7f763
 def _signs(c: Clause, number: int, named: list) -> list[Mention]:
     "Every sign that this sentence states or denies."
     hits = [(m.start(), m.end(), name) for name, s in dictionary()["signs"].items() for m in s[c.language].finditer(c.text)]
@@ -139,6 +140,7 @@ def _signs(c: Clause, number: int, named: list) -> list[Mention]:
         if not any(x <= a and b <= y for x, y, _ in named): out.append(Mention(name, number, a, b, c.is_denied(a)))
     return out
 
+# %% ../nbs/03e_reading.ipynb #55389df6
 def _numbers(c: Clause, m: Mention, d: dict) -> list[int]:
     "A number right before (or, in Chinese, right after) a mention: 'three white cotton-wool spots', '棉绒斑3个'."
     words = phrases().sentences["numbers"][c.language]
@@ -168,7 +170,7 @@ def _measures(c: Clause, mentions: list, out: dict) -> None:
     for m in stated:
         for n in _numbers(c, m, d): out.setdefault(m.name, {})["number"] = n
 
-# %% ../nbs/03e_reading.ipynb #8207a5a3
+# %% ../nbs/03e_reading.ipynb #c82f3855
 @dataclass
 class Reading:
     "What a text says."
@@ -182,6 +184,7 @@ class Reading:
     healthy: set = field(default_factory=set)       # parts called normal
     measures: dict = field(default_factory=dict)    # fact or sign → {place, number, size, quadrants, clock}
 
+# %% ../nbs/03e_reading.ipynb #4a0472d3
 def read(
     text: str,       # a caption in English or Chinese, by anyone
 ) -> Reading:
@@ -213,7 +216,7 @@ def facts_of(
     r = read(text)
     return dict(r.facts) | {k: v for k, v in (("disease", r.diseases[0] if r.diseases else ""), ("side", r.side), ("phase", r.phase)) if v}
 
-# %% ../nbs/03e_reading.ipynb #958cda9c
+# %% ../nbs/03e_reading.ipynb #0b1de7b6
 def _has(eye: Eye, sign: str) -> bool:
     s = dictionary()["signs"][sign]
     kinds, changes = ([p.pattern if isinstance(p, re.Pattern) else p for p in s.get(k, ())] for k in ("lesions", "changes"))
@@ -226,6 +229,7 @@ def _fact_right(eye: Eye, modality: str, fact: str, value: str, facts: dict) -> 
     kinds = {k for (m, f, _), w in phrases().facts.items() if f == fact for k in w.lesions}
     return not eye.of(*kinds) and eye.facts.get(fact, "absent") == "absent"
 
+# %% ../nbs/03e_reading.ipynb #1f6f0f02
 def _measure_right(eye: Eye, modality: str, name: str, slot: str, value) -> bool:
     "A stated place, number, size, clock hour or count of quadrants is that of the lesions."
     kinds = {k for (m, f, _), w in phrases().facts.items() if f == name and m == modality for k in w.lesions}

@@ -7,11 +7,12 @@ import cv2, numpy as np, pytest
 
 from keepfit_nb import captions as C
 from keepfit_nb.angiography import PHASES
-from keepfit_nb.captions import (EARLY, LABELS, Settings, caption, eye_seed, fact_prompts, jobs_of, label_map, make_row, make_sets, phase_of, plan, render,
-                                 shown_facts, study_of_eye, visible_facts)
+from keepfit_nb.captions import (LABELS, Settings, caption, fact_prompts, jobs_of, label_map, make_row, make_sets, phase_of, render, shown_facts,
+                                 study_of_eye, visible_facts)
 from keepfit_nb.eye import DISEASES, FINE_TASKS, LESIONS, sample_eye, stream, visible_diseases
 from keepfit_nb.phrases import LANGUAGES
 from keepfit_nb.profiles import MODALITIES, open_run
+from keepfit_nb.speech import EARLY, plan
 
 PAIRS = [(e, m) for e in map(sample_eye, range(300)) for m in MODALITIES if visible_diseases(e, m)]
 FEW = dict(size=64, n_public=4, n_elite=3, n_eval_train=2, n_eval_test=2)
