@@ -6,12 +6,11 @@
 __all__ = ['LANGUAGES', 'CHANGES', 'SLOTS', 'FRAMES', 'FRAME_SLOTS', 'parse_template', 'slots_of', 'write', 'Words', 'Entry',
            'FactWords', 'DiseaseWords', 'Phrases', 'read_phrases', 'phrases', 'tree_of', 'place', 'measured', 'filled']
 
-# %% ../nbs/03c_phrases.ipynb #6ea0c994
+# %% ../nbs/03c_phrases.ipynb #f90d0093
 import functools, math, re
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import yaml
 from pydantic import BaseModel, Field, ValidationError
 
@@ -20,22 +19,27 @@ from .disease import LESIONS
 from .eye import DISEASES, MICRONS, Eye
 from .profiles import MODALITIES, nearest, resource
 
-# %% ../nbs/03c_phrases.ipynb #72188cb1
+# %% ../nbs/03c_phrases.ipynb #95b43bc5
 _TOKEN = re.compile(r"[\[\](){}|]|[^\[\](){}|]+")
 
 def parse_template(
     text: str,              # e.g. "{few} (red|dark) dots[ {place}]"
 ) -> tuple:                 # of str | ("slot", name) | ("maybe", branches) | ("one", branches)
-    "The tree of a template. ValueError: a bracket that does not close, or closes what was not opened."
-    tokens, ends = _TOKEN.findall(text), {"[": "]", "(": ")", "{": "}"}
+    "The tree of a template. ValueError: a bracket that does not close, or closes what was not opened; a slot that is no {name}."
+    tokens, ends = _TOKEN.findall(text), {"[": "]", "(": ")"}
+    def slot():
+        name, close = (tokens + ["", ""])[:2]; del tokens[:2]
+        if not name.isidentifier() or close != "}": raise ValueError(f"{text!r}: a slot is written {{name}}")
+        return "slot", name
     def branches(end):      # up to the closing sign; "|" separates
         out = [[]]
         while tokens:
             t = tokens.pop(0)
             if t == end: return tuple(map(tuple, out))
             if t == "|" and end == ")": out.append([])
-            elif t in ends: inside = branches(ends[t]); out[-1].append(("slot", inside[0][0]) if t == "{" else ("maybe" if t == "[" else "one", inside))
-            elif t in ends.values(): raise ValueError(f"{text!r}: '{t}' closes what was not opened")
+            elif t == "{": out[-1].append(slot())
+            elif t in ends: out[-1].append(("maybe" if t == "[" else "one", branches(ends[t])))
+            elif t in "])}": raise ValueError(f"{text!r}: '{t}' closes what was not opened")
             else: out[-1].append(t)
         if end: raise ValueError(f"{text!r}: '{end}' is missing")
         return tuple(map(tuple, out))
@@ -61,7 +65,7 @@ def write(
         elif slots_of(n[1][0]) <= slots.keys() and draw() < .5: out.append(write(n[1][0], slots, draw))
     return "".join(out)
 
-# %% ../nbs/03c_phrases.ipynb #846ff0cb
+# %% ../nbs/03c_phrases.ipynb #964ee661
 LANGUAGES = ("en", "zh")
 CHANGES = {                         # changes of the eye's own parts that words may name → does this eye have it?
     "large cup": lambda e: e.cup_ratio > .5, "narrow arteries": lambda e: e.artery_calibre < .8, "wide veins": lambda e: e.vein_calibre > 1.25,
@@ -78,7 +82,7 @@ class Entry(Words):
     "Words, and the eyes and pictures of which they are true."
     sign: str = ""                                 # what they are about
     modality: str = Field("", alias="in")
-    phases: str = " ".join(PHASES)                 # of an angiogram
+    phases: str = " ".join(PHASES)                 # of an angiogram, names with a space between
     lesions: tuple[str, ...] = ()                  # said of an eye with one of these; denied of an eye with none
     changes: tuple[str, ...] = ()                  # the same for changes of the eye's own parts
     facts: dict[str, tuple[str, ...]] = {}         # denied only where the eye has none of these facts
@@ -137,7 +141,7 @@ def _check_fact(where: str, f: FactWords, known) -> None:
     if set(f.say) != values: raise ValueError(f"{where}: says {', '.join(f.say)}; the values are {', '.join(sorted(values))}")
     for v, w in f.say.items(): _check(f"{where}, {v}", w.en, w.zh, known)
 
-# %% ../nbs/03c_phrases.ipynb #b2f50294
+# %% ../nbs/03c_phrases.ipynb #61b50ddd
 def _table(name: str, text: str):
     try: return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except yaml.YAMLError as e: raise ValueError(f"{name}.yaml: not readable as YAML: {e}") from None
@@ -146,6 +150,7 @@ def _made(cls, where: str, row):
     try: return cls(**row)
     except (ValidationError, TypeError) as e: raise ValueError(f"{where}: {e}") from None
 
+# %% ../nbs/03c_phrases.ipynb #b6af98d5
 def read_phrases(
     folder: Path,       # with facts.yaml, signs.yaml, diseases.yaml, sentences.yaml, words.yaml
 ) -> Phrases:
@@ -179,7 +184,7 @@ def tree_of(template: str) -> tuple[tuple, frozenset]:
     tree = parse_template(template)
     return tree, slots_of(tree)
 
-# %% ../nbs/03c_phrases.ipynb #6cd86ca2
+# %% ../nbs/03c_phrases.ipynb #a701ac63
 def place(
     eye: Eye,
     *kinds: str,     # lesion kinds
@@ -190,20 +195,20 @@ def place(
     if not spots: return ""
     name = lambda x, y: f"quadrant {'supero' if y < 0 else 'infero'}{'temporal' if x > 0 else 'nasal'}"
     if min(min(abs(x), abs(y)) for x, y in spots) > .1 and len(where := {name(x, y) for x, y in spots}) == 1: return where.pop()
-    x, y = np.mean(spots, 0).tolist()
+    x, y = (sum(c) / len(spots) for c in zip(*spots))
     if math.hypot(x, y) < .08: return "fovea around" if len(spots) > 3 and max(math.hypot(*s) for s in spots) < .5 else ""
     side, along = (("superior", "inferior")[y > 0], 1) if abs(y) > abs(x) else (("nasal", "temporal")[x > 0], 0)
-    share = np.mean([s[along] * (x, y)[along] > 0 for s in spots])
+    share = sum(s[along] * (x, y)[along] > 0 for s in spots) / len(spots)
     return f"fovea {side}" if share > .75 else ""
 
-# %% ../nbs/03c_phrases.ipynb #c926c111
+# %% ../nbs/03c_phrases.ipynb #40460db2
 def measured(
     eye: Eye,
     modality: str,
     kinds: tuple,              # lesion kinds
 ) -> dict:                     # some of SLOTS → a number, or a key of `places`
     "What can be said of these lesions: only what is clear enough to be said."
-    spots, out = eye.of(*kinds), dict(ratio=round(eye.cup_ratio, 1))
+    spots, out = eye.of(*kinds) if kinds else [], dict(ratio=round(eye.cup_ratio, 1))
     if not spots: return out
     if where := place(eye, *kinds): out["place"] = where
     if 2 <= len(spots) <= 12: out["number"] = len(spots)
@@ -214,7 +219,7 @@ def measured(
     if math.hypot(dx, dy) > .5 * eye.disc_radius: out["clock"] = round(math.degrees(math.atan2(dx, -dy)) / 30) % 12 or 12
     return out
 
-# %% ../nbs/03c_phrases.ipynb #be37e320
+# %% ../nbs/03c_phrases.ipynb #bca2110b
 def filled(
     found: dict,         # of `measured`
     modality: str,
@@ -223,7 +228,7 @@ def filled(
 ) -> dict:               # slot → text, or a function that gives it; the words of words.yaml too
     "Slots ready for `write`."
     s, pick = phrases().sentences, lambda options: options[int(draw() * len(options))]
-    out = {w: functools.partial(pick, options) for w, options in phrases().words[language].items()}
+    out = {w: lambda options=options: pick(options) for w, options in phrases().words[language].items()}
     if "place" in found: out["place"] = lambda: pick(s["places"][found["place"]][language])
     if "number" in found: out["number"] = lambda: pick((s["numbers"][language][found["number"] - 1], str(found["number"])))
     if "quadrants" in found: out["quadrants"] = lambda: pick(s["quadrants"][found["quadrants"]][language])
