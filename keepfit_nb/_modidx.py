@@ -342,6 +342,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'keepfit_nb.leaks.agreement': ('leaks.html#agreement', 'keepfit_nb/leaks.py'),
                                   'keepfit_nb.leaks.detail': ('leaks.html#detail', 'keepfit_nb/leaks.py'),
                                   'keepfit_nb.leaks.find_leaks': ('leaks.html#find_leaks', 'keepfit_nb/leaks.py'),
+                                  'keepfit_nb.leaks.is_copy': ('leaks.html#is_copy', 'keepfit_nb/leaks.py'),
                                   'keepfit_nb.leaks.look': ('leaks.html#look', 'keepfit_nb/leaks.py'),
                                   'keepfit_nb.leaks.looks': ('leaks.html#looks', 'keepfit_nb/leaks.py'),
                                   'keepfit_nb.leaks.names_category': ('leaks.html#names_category', 'keepfit_nb/leaks.py'),

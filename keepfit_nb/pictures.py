@@ -68,7 +68,7 @@ def _to_grey(values: np.ndarray, ds) -> np.ndarray:
     grey = np.round(255 * np.clip((values - low) / max(high - low, 1e-9), 0, 1)).astype(np.uint8)
     return 255 - grey if inverted else grey
 
-# %% ../nbs/01a_pictures.ipynb #0d12616f
+# %% ../nbs/01a_pictures.ipynb #56d57050
 def _stored_range(ds) -> tuple[float, float]:
     "The range of rescaled stored values, which is also the one that pydicom's window maps to."
     bits, signed = int(ds.BitsStored), int(ds.get("PixelRepresentation") or 0)
@@ -83,11 +83,12 @@ def read_dicom(
     "One frame of a DICOM file as it should be looked at. ValueError says what is wrong. Rules: DICOM PS3.3 C.7.6.3, C.11.2."
     ds = _dicom_header(source, pixels=True)
     values = _dicom_pixels(ds, int(ds.get("NumberOfFrames") or 1) // 2 if frame is None else frame)
+    depth = int(ds.BitsStored)
     if ds.get("PhotometricInterpretation") == "PALETTE COLOR":
         from pydicom.pixels import apply_color_lut
-        values = apply_color_lut(values, ds)
+        values, depth = apply_color_lut(values, ds), int(ds.RedPaletteColorLookupTableDescriptor[2])
     if values.ndim == 2: return _to_grey(values, ds)
-    return values if values.dtype == np.uint8 else (values >> (int(ds.BitsStored) - 8)).astype(np.uint8)
+    return values if values.dtype == np.uint8 else (values >> (depth - 8)).astype(np.uint8)
 
 # %% ../nbs/01a_pictures.ipynb #0fbcf790
 _FRAME = re.compile(r"(.+)#(\d{1,6})")
