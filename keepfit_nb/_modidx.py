@@ -429,6 +429,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'keepfit_nb.pictures.describe_dicom': ('pictures.html#describe_dicom', 'keepfit_nb/pictures.py'),
                                      'keepfit_nb.pictures.is_dicom': ('pictures.html#is_dicom', 'keepfit_nb/pictures.py'),
                                      'keepfit_nb.pictures.open_image': ('pictures.html#open_image', 'keepfit_nb/pictures.py'),
+                                     'keepfit_nb.pictures.quiet_pydicom': ('pictures.html#quiet_pydicom', 'keepfit_nb/pictures.py'),
                                      'keepfit_nb.pictures.read_dicom': ('pictures.html#read_dicom', 'keepfit_nb/pictures.py'),
                                      'keepfit_nb.pictures.size_problem': ('pictures.html#size_problem', 'keepfit_nb/pictures.py'),
                                      'keepfit_nb.pictures.split_frame': ('pictures.html#split_frame', 'keepfit_nb/pictures.py')},

@@ -6,7 +6,7 @@
 __all__ = ['FIXED', 'FILE_WORDS', 'ENGLISH', 'COMMON', 'GIVEN', 'EPONYMS', 'SURNAMES', 'DICOM_PERSONAL', 'PEOPLE', 'PEOPLE_ZH',
            'local_salt', 'hash_patient', 'personal_reason', 'personal_reasons', 'metadata_reasons', 'planted']
 
-# %% ../nbs/01b_people.ipynb #5ffe3c7e
+# %% ../nbs/01b_people.ipynb #8fd12309
 import functools, hashlib, os, random, re, secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import ExifTags, Image, IptcImagePlugin
 
 from .knowledge import corpus, load_knowledge
-from .pictures import is_dicom
+from .pictures import is_dicom, quiet_pydicom
 from .profiles import data_folder, open_run, resource
 
 # %% ../nbs/01b_people.ipynb #a9fb75f5
@@ -310,7 +310,7 @@ def _xmp_fields(text: str) -> Iterator[tuple[str, str]]:
     for name, value in re.findall(r"([\w:]+)=\"([^\"]+)\"", text):
         if not name.startswith(("xmlns", "rdf:", "x:", "xml:")): yield name, value
 
-# %% ../nbs/01b_people.ipynb #16a134c0
+# %% ../nbs/01b_people.ipynb #009c55cc
 DICOM_PERSONAL = _words("""PatientName PatientID IssuerOfPatientID PatientBirthDate PatientBirthTime PatientBirthName PatientMotherBirthName
     OtherPatientIDs OtherPatientNames PatientAddress PatientTelephoneNumbers PatientTelecomInformation MedicalRecordLocator
     PatientInsurancePlanCodeSequence ResponsiblePerson ResponsibleOrganization CountryOfResidence RegionOfResidence MilitaryRank
@@ -320,8 +320,7 @@ DICOM_PERSONAL = _words("""PatientName PatientID IssuerOfPatientID PatientBirthD
 
 def _dicom_reasons(path) -> Iterator[str]:
     "Reasons found in the tags of a DICOM file."
-    import pydicom
-    ds = pydicom.dcmread(path, stop_before_pixels=True, force=True)
+    ds = quiet_pydicom().dcmread(path, stop_before_pixels=True, force=True)
     removed = str(ds.get("PatientIdentityRemoved") or "").upper() == "YES"
     if str(ds.get("BurnedInAnnotation") or "").upper() == "YES": yield "DICOM BurnedInAnnotation: words are burned into the picture"
     for e in ds.iterall():
