@@ -242,10 +242,12 @@ def text_block(spans: Spans, room: float, kind: Type, centre: bool = False) -> B
             sheet.words(line, x + dx, y + kind.size + i * kind.line, kind, fill)
     return Block(len(lines) * kind.line, draw)
 
-# %% ../nbs/03e_typesetting.ipynb #252b0c91
+# %% ../nbs/03e_typesetting.ipynb #29a9ce19
 def new_canvas(file):
     "A reportlab canvas that writes the same bytes every time."
+    from reportlab import rl_config
     from reportlab.pdfgen.canvas import Canvas
+    rl_config.useA85 = 0                                     # streams as bytes, as books have them; text encoding costs a quarter more
     canvas = Canvas(file if hasattr(file, "write") else str(file), invariant=1, pageCompression=1)
     canvas.setTitle("Atlas of the retina (phantoms)")
     return canvas
