@@ -35,13 +35,14 @@ def categories_of(eye: Eye) -> list[str]:
     "Canonical names of what this eye has."
     return list(getattr(eye, "diseases", None) or (eye.disease,))
 
-# %% ../nbs/03f_figures.ipynb #ee3b9312
+# %% ../nbs/03f_figures.ipynb #b687cb88
 def make_panel(eye: Eye, modality: str, size: int = 320, words: int = 0) -> Panel:
     "A phantom and its caption in both languages; the scan of an OCT is printed wide, as books do."
     image = render(eye, modality, size)
     if modality == "OCT": image = cv2.resize(image, (int(size * 1.45), size), interpolation=cv2.INTER_CUBIC)
     ends = lambda text, stop: text if text.endswith(stop) else text + stop
-    return Panel(image, modality, ends(caption(eye, modality, words), "."), ends(caption(eye, modality, words, "zh"), "。"), categories_of(eye))
+    en, zh = ends(caption(eye, modality, words), "."), ends(caption(eye, modality, words, "zh"), "。")
+    return Panel(image, modality, en, zh, categories_of(eye))
 
 def variant(panel: Panel, r: np.random.Generator) -> Panel:
     "The same picture taken again: another exposure, a little closer."
@@ -50,7 +51,7 @@ def variant(panel: Panel, r: np.random.Generator) -> Panel:
     image = cv2.resize(panel.image[y:h - y or h, x:w - x or w], (w, h), interpolation=cv2.INTER_AREA)
     return replace(panel, image=(255 * (image / 255.) ** r.uniform(.75, 1.35)).astype(np.uint8))
 
-# %% ../nbs/03f_figures.ipynb #d1a97757
+# %% ../nbs/03f_figures.ipynb #21204314
 @dataclass
 class Cast:
     "The panels of one figure, before layout."
@@ -66,7 +67,7 @@ def make_cast(
     grouped: bool = True,     # may several panels share one part?
 ) -> Cast:
     "Who stands together in a figure: one picture, several cameras on one eye, several eyes with one disease, two views, or a mixture."
-    how = ("single", "cameras", "series", "mixed", "views")[int(r.choice(5, p=(.3, .2, .2, .2, .1)))] if most > 1 else "single"
+    how = ("single", "cameras", "series", "mixed", "views")[int(r.choice(5, p=(.28, .2, .18, .16, .18)))] if most > 1 else "single"
     if how == "views" and (most < 3 or not grouped): how = "series"
     eye = _eye(r); modalities = _shuffled(DISEASES[eye.disease].modalities, r)
     if how == "cameras" and len(modalities) < 2: how = "series"
@@ -74,7 +75,8 @@ def make_cast(
     if how == "single": panels, title = [_panel(eye, modalities[0], size, r)], ("", "")
     if how == "cameras": panels = [_panel(eye, m, size, r) for m in modalities[:most]]
     if how == "series": panels = [_panel(_eye(r, eye.disease), modalities[0], size, r) for _ in range(n)]
-    if how == "mixed": panels, title = [_panel(e, _shuffled(DISEASES[e.disease].modalities, r)[0], size, r) for e in (_eye(r) for _ in range(n))], ("", "")
+    if how == "mixed":
+        panels, title = [_panel(e, _shuffled(DISEASES[e.disease].modalities, r)[0], size, r) for e in (_eye(r) for _ in range(n))], ("", "")
     if how == "views":
         first, k = _panel(eye, modalities[0], size, r), int(r.integers(2, most))
         panels = [first, *(variant(first, r) for _ in range(k - 1)), _panel(_eye(r, eye.disease), modalities[0], size, r)]

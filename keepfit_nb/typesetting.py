@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['FACES', 'PLAIN', 'LIGATURES', 'Spans', 'BAD', 'font_file', 'load_font', 'has_glyph', 'Type', 'runs', 'width', 'Piece',
-           'pieces', 'hyphen_points', 'take_line', 'wrap', 'printed', 'Sheet', 'Block', 'text_block', 'new_canvas',
-           'show_page', 'encode', 'Scan', 'photograph', 'corners', 'bad_pdf']
+           'plainer', 'pieces', 'hyphen_points', 'take_line', 'wrap', 'printed', 'Sheet', 'Block', 'text_block',
+           'new_canvas', 'show_page', 'encode', 'Scan', 'photograph', 'corners', 'bad_pdf']
 
-# %% ../nbs/03e_typesetting.ipynb #35978e69
-import functools, io, re
+# %% ../nbs/03e_typesetting.ipynb #fdb983d5
+import functools, io, re, unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -114,7 +114,14 @@ class Piece:
 
 Spans = Sequence[tuple[str, str]]      # (style, text)
 
-# %% ../nbs/03e_typesetting.ipynb #f9136c92
+# %% ../nbs/03e_typesetting.ipynb #5dadeebb
+@functools.lru_cache(1 << 14)
+def plainer(char: str, kind: Type, style: str = "") -> str:
+    "The character, or a plain one in its place where the face has none: a hyphen for a dash, c for ç."
+    if char.isspace() or has_glyph(char, kind.latin, style) or has_glyph(char, kind.cjk, style): return char
+    base = PLAIN.get(char) or unicodedata.normalize("NFKD", char)[0]
+    return base if has_glyph(base[0], kind.latin, style) else char
+
 def pieces(spans: Spans, kind: Type) -> list[Piece]:
     "Cut spans of text into what a line may break between."
     out, open_space = [], False
@@ -122,11 +129,11 @@ def pieces(spans: Spans, kind: Type) -> list[Piece]:
         if kind.ligatures:
             for plain, one in LIGATURES.items():
                 if has_glyph(one, kind.latin, style): text = text.replace(plain, one)
-        for fine, plain in PLAIN.items():
-            if fine in text and not has_glyph(fine, kind.latin, style): text = text.replace(fine, plain)
+        text = "".join(map(lambda c: plainer(c, kind, style), text))
         for space, word in _PIECE.findall(text):
             space, open_space = space or open_space, False
-            stuck = bool(out) and (word[0] in _NEVER_FIRST or not space and (word[0] in ",.;:)]’”" or style == "s" or out[-1].text in "（《“【〔"))
+            touches = bool(out) and not space
+            stuck = bool(out) and word[0] in _NEVER_FIRST or touches and (word[0] in ",.;:)]’”" or style == "s" or out[-1].text in "（《“【〔")
             if stuck and not space and style == out[-1].style: out[-1] = replace(out[-1], text=out[-1].text + word)
             else: out.append(Piece(word, style, bool(space), stuck))
         open_space = text[-1:].isspace() or open_space and not text.strip()
@@ -194,7 +201,7 @@ class Sheet:
         "Note something that is no figure."
         self.not_figures.append(dict(page=self.number, what=what, bbox=[round(float(v), 2) for v in box]))
 
-# %% ../nbs/03e_typesetting.ipynb #bcc2dbe1
+# %% ../nbs/03e_typesetting.ipynb #66919fec
 @patch
 def piece(self: Sheet, piece: Piece, x: float, y: float, kind: Type) -> None:
     "Print one piece; a superscript is smaller and higher."
@@ -205,10 +212,12 @@ def piece(self: Sheet, piece: Piece, x: float, y: float, kind: Type) -> None:
         x += font.stringWidth(part, size)
 
 @patch
-def words(self: Sheet, line: Sequence[Piece], x: float, y: float, kind: Type, room: float = 0, colour: float = 0., note: bool = True) -> None:
+def words(self: Sheet, line: Sequence[Piece], x: float, y: float, kind: Type, room: float = 0, colour: float = 0.,
+          note: bool = True) -> None:
     "Print one line with its baseline at y; `room` stretches it to that width, `note` keeps it for the truth."
     gaps = [i for i, p in enumerate(line) if i and (p.glue or re.match(f"[{_WIDE}]", p.text))]
-    space = width(" ", "", kind); spare = room - sum(width(p.text, p.style, kind) + space * (p.glue and i > 0) for i, p in enumerate(line))
+    space = width(" ", "", kind)
+    spare = room - sum(width(p.text, p.style, kind) + space * (p.glue and i > 0) for i, p in enumerate(line))
     extra = spare / len(gaps) if room and gaps and 0 < spare < .3 * room else 0.
     self.canvas.setFillGray(colour)
     for i, piece in enumerate(line):
@@ -233,10 +242,12 @@ def text_block(spans: Spans, room: float, kind: Type, centre: bool = False) -> B
             sheet.words(line, x + dx, y + kind.size + i * kind.line, kind, fill)
     return Block(len(lines) * kind.line, draw)
 
-# %% ../nbs/03e_typesetting.ipynb #252b0c91
+# %% ../nbs/03e_typesetting.ipynb #29a9ce19
 def new_canvas(file):
     "A reportlab canvas that writes the same bytes every time."
+    from reportlab import rl_config
     from reportlab.pdfgen.canvas import Canvas
+    rl_config.useA85 = 0                                     # streams as bytes, as books have them; text encoding costs a quarter more
     canvas = Canvas(file if hasattr(file, "write") else str(file), invariant=1, pageCompression=1)
     canvas.setTitle("Atlas of the retina (phantoms)")
     return canvas
@@ -248,7 +259,7 @@ def show_page(pdf: str | Path | bytes, page: int, scale: float = 1.) -> np.ndarr
     try: return np.array(doc[page].render(scale=scale).to_pil().convert("RGB"))
     finally: doc.close()
 
-# %% ../nbs/03e_typesetting.ipynb #33524617
+# %% ../nbs/03e_typesetting.ipynb #2975698a
 def encode(image: np.ndarray, png: bool, quality: int = 88) -> bytes:
     "The bytes of a PNG or JPEG file."
     out = io.BytesIO(); Image.fromarray(image).save(out, "PNG" if png else "JPEG", **({} if png else dict(quality=quality)))
@@ -262,9 +273,9 @@ class Scan(BaseModel, extra="forbid", frozen=True):
     noise: float = 4.             # standard deviation of Gaussian noise, grey levels of 255
     shade: float = .08            # the darkest place of the page loses up to this share of its light
     paper: tuple[int, int, int] = (250, 247, 240)
-    quality: int = 60             # of the JPEG
+    quality: int = 50             # of the JPEG
 
-# %% ../nbs/03e_typesetting.ipynb #b4fb2a7e
+# %% ../nbs/03e_typesetting.ipynb #5b89481c
 def photograph(
     page: np.ndarray,             # uint8 (h, w, 3), rendered at scan.dpi
     r: np.random.Generator,
@@ -273,7 +284,8 @@ def photograph(
     "Scan a page: paper, turn, blur, uneven light, noise."
     h, w = page.shape[:2]; angle = float(np.round(r.uniform(-scan.rotation, scan.rotation), 3)); paper = np.float32(scan.paper)
     turn = cv2.getRotationMatrix2D(((w - 1) / 2, (h - 1) / 2), angle, 1)
-    out = cv2.warpAffine(page.astype(np.float32) / 255 * paper, turn, (w, h), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_CONSTANT, borderValue=[float(v) for v in paper])
+    out = cv2.warpAffine(page.astype(np.float32) / 255 * paper, turn, (w, h), flags=cv2.INTER_CUBIC,
+                         borderMode=cv2.BORDER_CONSTANT, borderValue=[float(v) for v in paper])
     light = cv2.resize(r.random((4, 3), dtype=np.float32), (w, h), interpolation=cv2.INTER_CUBIC)
     out = cv2.GaussianBlur(out, (0, 0), scan.blur) * (1 - scan.shade * np.clip(light, 0, 1))[..., None]
     grain = r.standard_normal((h, w, 1), dtype=np.float32)        # the same in all three colours
@@ -285,7 +297,7 @@ def corners(bbox: Sequence[float], page: dict) -> np.ndarray:
     x0, y0, x1, y1 = bbox; turn = cv2.getRotationMatrix2D((page["width"] / 2, page["height"] / 2), page["rotation"], 1)
     return np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)]) @ turn[:, :2].T + turn[:, 2]
 
-# %% ../nbs/03e_typesetting.ipynb #3ea6393f
+# %% ../nbs/03e_typesetting.ipynb #68804e8c
 def _sheet(path: Path, pages: int = 1, size=(595.28, 841.89), image: np.ndarray | None = None, **options) -> Path:
     "A small PDF: a line of text on each page, and perhaps an image with a caption."
     from reportlab.pdfgen.canvas import Canvas
@@ -293,12 +305,13 @@ def _sheet(path: Path, pages: int = 1, size=(595.28, 841.89), image: np.ndarray 
     for i in range(pages):
         canvas.setFont("Times-Roman", 10); canvas.drawString(72, size[1] - 72, f"The retina lines the inside of the eye. Page {i + 1}.")
         if image is not None:
-            Sheet(canvas, i, size).picture(encode(image, True), (72, 100, 272, 300)); canvas.drawString(72, size[1] - 314, "Figure 1-1. Fundus photograph of the right eye.")
+            Sheet(canvas, i, size).picture(encode(image, True), (72, 100, 272, 300))
+            canvas.drawString(72, size[1] - 314, "Figure 1-1. Fundus photograph of the right eye.")
         canvas.showPage()
     canvas.save()
     return path
 
-# %% ../nbs/03e_typesetting.ipynb #6fa158fd
+# %% ../nbs/03e_typesetting.ipynb #ef640f95
 def _huge_image(path: Path, side: int = 20_000) -> Path:
     "A valid PDF of half a megabyte whose one image unpacks to 400 million pixels."
     import zlib
@@ -306,7 +319,8 @@ def _huge_image(path: Path, side: int = 20_000) -> Path:
     stream = lambda head, body: b"<<" + head + b"/Length %d>>\nstream\n%s\nendstream" % (len(body), body)
     image = b"/Type/XObject/Subtype/Image/Width %d/Height %d/ColorSpace/DeviceGray/BitsPerComponent 8/Filter/FlateDecode" % (side, side)
     page = b"<</Type/Page/Parent 2 0 R/MediaBox[0 0 595 842]/Resources<</XObject<</I 4 0 R>>>>/Contents 5 0 R>>"
-    parts = [b"<</Type/Catalog/Pages 2 0 R>>", b"<</Type/Pages/Kids[3 0 R]/Count 1>>", page, stream(image, data), stream(b"", b"q 400 0 0 400 90 300 cm /I Do Q")]
+    parts = [b"<</Type/Catalog/Pages 2 0 R>>", b"<</Type/Pages/Kids[3 0 R]/Count 1>>", page, stream(image, data),
+             stream(b"", b"q 400 0 0 400 90 300 cm /I Do Q")]
     out, places = b"%PDF-1.4\n", []
     for i, part in enumerate(parts, 1): places.append(len(out)); out += b"%d 0 obj\n%s\nendobj\n" % (i, part)
     table = b"xref\n0 %d\n0000000000 65535 f \n" % (len(parts) + 1) + b"".join(b"%010d 00000 n \n" % at for at in places)
