@@ -1,0 +1,43 @@
+"""Labels, cleaning and parts, with what a hostile page may hold."""
+import pytest
+from hypothesis import given, settings, strategies as st
+from keepfit_nb.legends import clean_text, expand_keys, find_label, join_lines, mend_hyphen, split_languages, split_parts
+
+
+@pytest.mark.parametrize("text, number, away", [("Figure 3-12. Drusen", "3-12", ""), ("FIG. 7 Drusen", "7", ""), ("Fig.4.1 x", "4.1", ""), ("Plate XII: x", "XII", ""), ("图 3－12　出血", "3-12", ""),
+    ("彩图2-3 出血", "2-3", ""), ("Legend to Plate 4, previous page.", "4", "previous"), ("图4（见前页）", "4", "previous"), ("Fig. 9 (next page)", "9", "next")])
+def test_labels(text, number, away):
+    label = find_label(text); assert (label.number, label.elsewhere) == (number, away)
+
+@pytest.mark.parametrize("text", ["Figure 2 shows a hole", "Fig. 3 and Fig. 4", "figure skating", "图2所示为出血", "图像清晰", "Plate 8). Then", "Platelets 5", "Configured 3", "", "3-12", "A fig. 2"])
+def test_prose_is_no_label(text): assert find_label(text) is None
+
+@pytest.mark.parametrize("a, b, out", [("haemor", "rhages", "haemorrhages"), ("optic", "Disc", "optic-Disc"), ("flame", "shaped", "flame-shaped"), ("B", "scan", "B-scan")])
+def test_hyphens(a, b, out): assert mend_hyphen(a, b) == out
+
+def test_book_words_decide():
+    assert mend_hyphen("xeno", "lith", {"xeno-lith"}) == "xeno-lith" and mend_hyphen("xeno", "lith", {"xenolith"}) == "xenolith"
+
+@pytest.mark.parametrize("text, out", [("ﬁne ﬂecks [3, 4–6]", "fine flecks"), ("spots (see Fig. 3-4A and B).", "spots."), ("2 mm² wide¹²", "2 mm² wide"), ("ＯＣＴ　扫描，见：囊腔", "OCT扫描，见：囊腔"),
+    ("出血（见图3-2）。", "出血。"), ("a cup of 0.7 , pale", "a cup of 0.7, pale"), ("an area (arrow)", "an area (arrow)"), ("noted [3 9].", "noted.")])
+def test_cleaning(text, out): assert clean_text(text) == out
+
+@settings(max_examples=150, deadline=None)
+@given(st.text(max_size=120))
+def test_nothing_breaks_and_cleaning_settles(text):
+    once = clean_text(text); find_label(text); split_languages([(text, False), (text, True)]); join_lines(text.splitlines())
+    shared, parts = split_parts(once)
+    assert "  " not in once and all(keys for keys, _ in parts)
+
+def test_parts_need_company():
+    for text in ("A large hole", "Vitamin A, given early", "grade C, moderate", "The left eye shows drusen, right of the disc a scar"): assert split_parts(text) == (text, [])
+
+def test_ranges_and_places():
+    assert expand_keys("a–c, e") == ("A", "B", "C", "E") and expand_keys("A and B") == ("A", "B") and expand_keys("A至C") == ("A", "B", "C")
+    assert [k for k, _ in split_parts("上图：出血。下图：渗出。")[1]] == [("top",), ("bottom",)]
+    assert [k for k, _ in split_parts("Upper left: early. Upper right: late. Lower left: OCT. Lower right: red-free.")[1]] == [("upper left",), ("upper right",), ("lower left",), ("lower right",)]
+
+def test_long_nonsense_is_quick():
+    import time; start = time.perf_counter()
+    for text in ("A, " * 3000, "(" * 5000, "see Fig. " * 2000, "图" * 5000, "left " * 2000, "[1" * 3000): clean_text(text); split_parts(text[:4000]); find_label(text)
+    print(f"nonsense took {time.perf_counter() - start:.1f} s")

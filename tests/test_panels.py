@@ -1,0 +1,46 @@
+"""Compound figures of known make must come apart, single pictures must not."""
+import cv2, numpy as np, pytest
+from keepfit_nb.captions import render
+from keepfit_nb.eye import sample_eye
+from keepfit_nb.panels import cut_panels, read_mark, white_cuts
+
+EYE = {"CFP": "diabetic retinopathy", "FFA": "diabetic retinopathy", "OCT": "diabetic macular edema"}
+def panel(m, seed=1, size=240): return cv2.resize(render(sample_eye(seed, EYE[m]), m, 240), (round(size * 1.45), size) if m == "OCT" else (size, size))
+
+def compound(rows, gutter, tone):
+    "Panels in rows; the picture and the true boxes in shares."
+    h, boxes, bands, y = sum(r[0].shape[0] for r in rows) + gutter * (len(rows) - 1), [], [], 0
+    w = max(sum(p.shape[1] for p in r) + gutter * (len(r) - 1) for r in rows); out = np.full((h, w, 3), tone, np.uint8)
+    for r in rows:
+        x = 0
+        for p in r: out[y:y + p.shape[0], x:x + p.shape[1]] = p; boxes.append((x / w, y / h, (x + p.shape[1]) / w, (y + p.shape[0]) / h)); x += p.shape[1] + gutter
+        y += r[0].shape[0] + gutter
+    return out, boxes
+
+def iou(a, b):
+    w, h = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1]); both = max(w, 0) * max(h, 0)
+    return both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both)
+
+
+@pytest.mark.parametrize("gutter, tone", [(6, 255), (2, 255), (6, 0), (0, 0)])
+@pytest.mark.parametrize("kinds", ["CFP CFP", "CFP FFA", "CFP OCT", "FFA FFA FFA", "CFP CFP / CFP CFP", "CFP / FFA", "CFP FFA / OCT"])
+def test_compounds_come_apart(kinds, gutter, tone):
+    rows = [[panel(m, 10 * i + k) for k, m in enumerate(r.split())] for i, r in enumerate(kinds.split(" / "))]
+    image, truth = compound(rows, gutter, tone); found = cut_panels(image, len(truth))
+    assert len(found) == len(truth) and all(max(iou(t, f) for f in found) > .7 for t in truth)
+
+
+def test_single_pictures_stay_whole():
+    cuts = {m: [len(cut_panels(panel(m, s))) for s in range(15)] for m in EYE}
+    assert all(n == 1 for m in ("CFP", "FFA") for n in cuts[m]) and sum(n == 1 for n in cuts["OCT"]) >= 14
+
+
+@pytest.mark.parametrize("image", [np.zeros((70, 70, 3), np.uint8), np.full((300, 80, 3), 255, np.uint8), np.zeros((1, 1, 3), np.uint8), np.zeros((65, 2000, 3), np.uint8)])
+def test_odd_pictures_do_no_harm(image):
+    assert all(0 <= a < c <= 1 and 0 <= b < d <= 1 for a, b, c, d in cut_panels(image) + cut_panels(image, 4))
+    assert read_mark(image) == ""
+
+
+def test_white_cuts_ignores_paper_around():
+    paper = np.ones((100, 220), bool); paper[10:90, 10:100] = paper[10:90, 110:210] = False
+    assert white_cuts(paper) == [(10, 10, 100, 90), (110, 10, 210, 90)]

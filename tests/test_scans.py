@@ -1,0 +1,67 @@
+"""Scans: light, angle, pictures, print; and books of a thousand pages."""
+import cv2, numpy as np, pytest
+from reportlab.pdfgen.canvas import Canvas
+from keepfit_nb.pages import make_atlas
+from keepfit_nb.profiles import peak_memory_gb
+from keepfit_nb.layout import open_pdf, render_page
+from keepfit_nb.scans import find_pictures, ocr_ready, paper_surface, read_page, read_pages, read_scan, skew_angle, straighten, whiten
+
+needs_ocr = pytest.mark.skipif(bool(ocr_ready()), reason=ocr_ready() or "tesseract")
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory):
+    "Two pages of text, painted at 150 dpi, and their truth."
+    book = make_atlas(tmp_path_factory.mktemp("scan"), pages=2, seed=3, keep=False); pdf = open_pdf(book.pdf)
+    return [render_page(pdf.get_page(i), 150) for i in range(2)], book.truth
+
+
+@pytest.mark.parametrize("angle", [-2., -.6, 0., 1.3, 2.])
+def test_angle_comes_back(clean, angle):
+    image = straighten(clean[0][0], -angle)
+    assert abs(skew_angle(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)) - angle) < .2
+
+def test_light_is_taken_out(clean):
+    page = clean[0][0]; h, w = page.shape[:2]
+    lamp = 1 - .3 * np.linspace(0, 1, w)[None, :, None] * np.linspace(.5, 1, h)[:, None, None]
+    white = whiten((page * lamp * [1, .97, .9]).clip(0, 255).astype(np.uint8))
+    blank = (page.min(2) == 255)
+    assert white[blank].mean() > 244 and np.percentile(white[blank], 2) > 235 and paper_surface(page[..., 0]).min() > 200
+
+def test_pictures_are_found_where_they_are(clean):
+    for n, page in enumerate(clean[0]):
+        found = find_pictures(page, 150.)
+        for t in (t for t in clean[1]["pairs"] if t["page"] == n):
+            x0, y0, x1, y1 = (v * 150 / 72 for v in t["bbox"])
+            assert any(a < x0 + 4 and b < y0 + 4 and c > x1 - 4 and d > y1 - 4 for a, b, c, d in found), t["bbox"]
+
+def test_without_tesseract_pictures_remain_and_the_reason_is_told(clean, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    page = read_scan(clean[0][0], (595, 842))
+    assert page.lines == [] and "apt install tesseract-ocr" in page.notes[0]
+
+@needs_ocr
+def test_print_is_read(clean):
+    page = read_scan(clean[0][0], (clean[1]["pages"][0]["width"], clean[1]["pages"][0]["height"]), languages="eng")
+    words = " ".join(l.text for l in page.lines).split(); true = " ".join(clean[1]["pages"][0]["lines"]).split()
+    assert len(set(words) & set(true)) > .8 * len(set(true)) and all(0 <= l.sure < 1 for l in page.lines)
+
+def test_a_thousand_pages_in_little_memory(tmp_path):
+    c = Canvas(str(tmp_path / "long.pdf"))
+    for i in range(1000): c.drawString(50, 500, f"Page {i} has no figure"); c.showPage()
+    c.save(); before, n = None, 0
+    for p in read_pages(tmp_path / "long.pdf"):
+        n += 1; before = peak_memory_gb() if n == 50 else before
+        assert p.lines[0].text == f"Page {p.number} has no figure"
+    assert n == 1000 and peak_memory_gb() - before < .1
+
+def test_page_too_large_or_empty_goes_to_its_error(tmp_path):
+    c = Canvas(str(tmp_path / "a.pdf"))
+    for size in ((20_000, 20_000), (595, 842)): c.setPageSize(size); c.drawString(5, 5, "x"); c.showPage()
+    c.save(); kinds = list(read_pages(tmp_path / "a.pdf"))
+    assert isinstance(kinds[0], ValueError) and "page 1" in str(kinds[0]) and kinds[1].lines
+
+def test_blank_page(tmp_path):
+    c = Canvas(str(tmp_path / "a.pdf")); c.showPage(); c.save()
+    page = read_page(open_pdf(tmp_path / "a.pdf"), 0, ocr=False)
+    assert page.pictures == [] and page.lines == []
