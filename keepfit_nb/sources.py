@@ -6,7 +6,7 @@
 __all__ = ['ROLES', 'BY_SPLIT', 'KINDS', 'READERS', 'SetSpec', 'Settings', 'known_roles', 'read_set', 'check_leaks', 'withhold',
            'gather_text', 'all_sets', 'gather', 'build']
 
-# %% ../nbs/05_sources.ipynb #6711045e
+# %% ../nbs/05_sources.ipynb #7820effa
 import hashlib, os
 from collections import Counter
 from pathlib import Path
@@ -18,9 +18,10 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 
 from .download import slug
 from .knowledge import canonical, corpus, family, load_knowledge, names_term, read_text, read_texts, without_terms
+from .layouts import read_source
 from .profiles import MODALITIES, expand, nearest, real_folder, stage, write_json
 from .records import COLUMNS, FEATURES, as_list, leak_report, personal_reason, read_records, split_by_patient, validate, write_records
-from .registry import find_source, how_to_get, list_sources, load_registry, read_source
+from .registry import find_source, how_to_get, list_sources, load_registry
 from .tables import ENDINGS, map_columns, mend_captions, read_csv, read_dicom_folder, read_folder, read_hf, read_table
 
 # %% ../nbs/05_sources.ipynb #c5c08668
