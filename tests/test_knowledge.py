@@ -102,7 +102,9 @@ def test_training_prompt_names_every_label_and_nothing_else():
 
 def test_corpus():
     text = K.corpus()
-    assert sum(len(p.split()) for p in text) >= 6000 and len(text) > 60
+    assert sum(len(p.split()) for p in text) >= 25_000 and K.repeated_sequences(text) < .01
+    said = "\n".join(text)
+    assert [n for n in K.load_knowledge() if not K.names_term(said, [n])] == []                     # each disease and sign is written about
     assert len(text) == len(set(text)) and not any(p.startswith("#") or "\n" in p for p in text)
     assert re.search("[\u4e00-\u9fff]", K.corpus("zh")[0]) and len(K.corpus("all")) == len(text) + len(K.corpus("zh"))
 
