@@ -334,7 +334,7 @@ def gather_text(
     table = pd.DataFrame(kept, columns=["source", "text"], dtype=object)
     return table, {**count, "words": int(sum(len(t.split()) for t in table.text))}
 
-# %% ../nbs/05_sources.ipynb #6ffa5286
+# %% ../nbs/05_sources.ipynb #4a40ab74
 def all_sets(settings: Settings) -> tuple[list[SetSpec], dict]:
     "The sets of a run: those listed, and every registry set that lies under `root`; absent ones with what to do."
     sets, absent = list(settings.sets), {}
@@ -344,7 +344,8 @@ def all_sets(settings: Settings) -> tuple[list[SetSpec], dict]:
         for source in load_registry().values():
             if not source.layout or source.name in named: continue
             place = root / slug(source.name)
-            if place.is_dir(): sets.append(SetSpec(name=source.name, reader="known", path=str(place), modality=source.modality[0]))
+            if place.is_dir() and len(source.modality) == 1: sets.append(SetSpec(name=source.name, reader="known", path=str(place)))
+            elif place.is_dir(): absent[source.name] = "it is there, but its files do not say which modality: list it in sources.sets with one"
             else: absent[source.name] = how_to_get(source)
     if not sets: raise ValueError("no set is listed and none lies under sources.root; add one")
     return sets, absent
