@@ -24,6 +24,13 @@ def picture(path, seed=0):
     return path
 
 
+def cloud_(path, seed):
+    "A picture with structure, as a copy check needs it."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    x = np.random.default_rng(seed).integers(0, 255, (14, 14, 3), dtype=np.uint8)
+    Image.fromarray(x).resize((160, 160), Image.Resampling.BICUBIC).save(path)
+
+
 @pytest.fixture
 def disk(tmp_path):
     for i in range(30): picture(tmp_path / "d" / LABELS[i % 3] / f"{i}.png", i)
@@ -227,6 +234,24 @@ def test_leaks_stop_the_run_or_are_dropped(tmp_path, disk):
     assert s["dropped_leaks"] == 4 and len(roles["public"]) == 24
 
 
+@pytest.mark.parametrize("near, left", [("off", 24), ("report", 24), ("drop", 21)])
+def test_near_copies_of_test_images(tmp_path, near, left):
+    for i in range(30): cloud_(tmp_path / "d" / LABELS[i % 3] / f"{i}.png", i)
+    roles, _, _ = M.read_set(spec(tmp_path / "d"))
+    test = [p for p, s in zip(roles["evaluation"]["image"], roles["evaluation"]["split"]) if s == "test"]
+    train = [p for p, s in zip(roles["evaluation"]["image"], roles["evaluation"]["split"]) if s == "train"]
+    for a, b in zip(train[:3], test): Image.open(b).resize((150, 150)).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(a)      # same file name, other picture
+    out, pairs, dropped = M.check_near({r: M.read_set(spec(tmp_path / "d"))[0][r] for r in M.ROLES}, near)
+    assert len(out["public"]) == left and dropped == (6 if near == "drop" else 0) and len(pairs) == (0 if near == "off" else 6)
+    if len(pairs): assert set(pairs.role) == {"public", "evaluation"} and set(pairs.kind) <= set(M.NEAR)
+
+
+def test_near_copies_may_stop_a_run(tmp_path):
+    for i in range(30): cloud_(tmp_path / "d" / LABELS[i % 3] / f"{i}.png", i)
+    assert M.gather(M.Settings(sets=[spec(tmp_path / "d")], near="refuse"))[2]["near_copies"]["found"] == {}
+    with pytest.raises(ValueError, match="report"): M.Settings(near="repport")
+
+
 def test_same_patient_on_both_sides(tmp_path):
     t = table(tmp_path, "image,label,patient,split\n" + "".join(f"{i}.png,glaucoma,A{i % 5},{'test' if i > 7 else 'train'}\n" for i in range(10)))
     with pytest.raises(ValueError, match="same patient"): M.gather(M.Settings(sets=[spec(t, "table")]))
@@ -422,7 +447,7 @@ def test_corpus_without_the_shipped_text(study):
 @pytest.mark.real
 def test_real_set():
     if not (real_folder() / "records.csv").exists(): pytest.skip("no real images: set KEEPFIT_REAL to their folder")
-    roles, refused, s = M.gather(M.Settings(sets=[M.SetSpec(name="real", reader="real")]))
+    roles, refused, s = M.gather(M.Settings(sets=[M.SetSpec(name="real", reader="real")], near="off"))
     t, s = pd.read_csv(real_folder() / "records.csv"), s["sets"]["real"]
     in_scope = t[t.modality.isin(["CFP", "FFA", "OCT"])]
     labelled = in_scope[in_scope.categories != "[]"]
