@@ -185,10 +185,10 @@ def write_schema(path: Path | None = None) -> Path:
     "Write the schema of the registry as JSON."
     return write_json(path or resource("data") / "sources.schema.json", Registry.model_json_schema())
 
-# %% ../nbs/04d_registry.ipynb #97760ae2
+# %% ../nbs/04d_registry.ipynb #f2c04aff
 def how_to_get(source: Source) -> str:
     "What to do to hold a set, in words."
     address, licence = source.fact("address"), source.fact("licence")
     where = f" Address: {address}." if address != "unknown" else " Its address is not known to us."
-    terms = f" Licence: {licence}." if licence != "unknown" else " No licence was found: read the terms before you use or pass on anything."
+    terms = f" Licence: {licence} (we read it in `{source.licence[1]}`)." if licence != "unknown" else " No licence was found: read the terms before you use or pass on anything."
     return f"{source.name}: {ACCESS[source.fact('access')]}.{where}{terms}" + (f" Note: {source.note}." if source.note else "")
