@@ -259,13 +259,13 @@ def _stop_if_too_many(counts: dict, quarantine: pd.DataFrame, limit: float) -> N
     aside = f"Set aside: {counts['set_aside_by_modality']}" if counts["set_aside"] else ""
     if not counts["kept"]: raise ValueError(f"none of {counts['rows']} rows is left. {told}{aside}")
 
-# %% ../nbs/02_records.ipynb #f057a1d2
+# %% ../nbs/02_records.ipynb #44ace6fc
 def _judge(raw: pd.DataFrame, role: str, base: Path | None) -> tuple[pa.Table, np.ndarray, np.ndarray, Counter]:
     "One piece: the table of rows that pass, a reason per row, a key per passing row, modalities set aside."
     gate = _Gate(len(raw))
     df, aside = _modalities(_cleaned(raw, gate), gate)
+    _check_people(df, gate)                 # before labels become canonical, and lose their capitals
     _check_values(df, gate, role)
-    _check_people(df, gate)
     if base is not None: df["image"] = [os.path.join(base, x) if x else x for x in df.image]
     df = df[gate.open]
     return pa.Table.from_pandas(df[list(COLUMNS)], schema=FEATURES.arrow_schema, preserve_index=False), gate.reason, _keys(df), aside

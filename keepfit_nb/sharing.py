@@ -63,7 +63,7 @@ def cooccurrence(
     table = csr_matrix((np.ones(len(row), np.int64), (row, label)), shape=(len(ds), len(names))); table.data[:] = 1
     return names, (table.T @ table).toarray()
 
-# %% ../nbs/02b_sharing.ipynb #f5250cda
+# %% ../nbs/02b_sharing.ipynb #035e8690
 def _bars(ax, counts: Mapping, title: str) -> None:
     "A horizontal bar per entry, labelled with its number."
     names = [str(n) or "unknown" for n in counts]
@@ -82,7 +82,7 @@ def overview_figure(ds: Dataset, top: int = 12):
 def category_figure(ds: Dataset, top: int = 20):
     "The commonest categories and how they come together: a matplotlib Figure."
     import matplotlib.pyplot as plt
-    names, both = cooccurrence(ds, top); size = max(2.6, .24 * len(names))
+    names, both = cooccurrence(ds, top); names = [n if len(n) < 32 else n[:30] + "…" for n in names]; size = 1.9 + .2 * len(names)
     fig, (left, right) = plt.subplots(1, 2, figsize=(9, size), width_ratios=(1, 1.2), layout="constrained")
     _bars(left, dict(zip(names, both.diagonal())), f"the {len(names)} commonest categories")
     share = both / np.maximum(both.diagonal()[:, None], 1)
