@@ -172,7 +172,7 @@ def _read_atlas(spec: SetSpec, run):
     folder = run.need("04_atlas") if not spec.path else expand(spec.path)
     table, _ = read_table(folder / "pairs.parquet")
     rows, left_out = map_columns(table, spec.columns, "pairs.parquet")
-    return rows.assign(split="train"), folder, {"columns_left_out": left_out}
+    return rows.assign(split="train"), folder, {"entry": "atlas", "columns_left_out": left_out}
 
 READERS = {"phantoms": _read_phantoms, "folder": _read_folder, "table": _read_table, "real": _read_real, "known": _read_known,
            "dicom": _read_dicom, "huggingface": _read_hf, "atlas": _read_atlas}
@@ -265,6 +265,8 @@ def _hand_out(spec, good, groups, roles, refused, summary):
     out = {role: good.select(takes(role)) for role in ROLES}
     few = [c for c, n in Counter(c for r in rows for c in r["categories"]).items() if n == 1]
     hints = _hints(summary["unknown_labels"]) + [f"label {c!r} has one image: not enough to learn and to test" for c in few]
+    mute = sum("elite" in roles.get(g, ()) and bool(r["caption_zh"]) and not r["caption"] for g, r in zip(groups, rows))
+    if mute: hints.append(f"{mute} rows have Chinese words only and cannot be elite; the translator of chapter 04 fills them")
     refused = refused.assign(set=spec.name)[["set", "row", "reason"]]
     return out, refused, {**summary, "roles": {k: len(v) for k, v in out.items()}, "hints": hints}
 

@@ -341,6 +341,7 @@ def test_atlas_pairs(tmp_path):
                   "caption_zh": ["视盘正常"] * 4, "categories": [["glaucoma"], [], ["drusen"], []], "page": range(4)}).to_parquet(tmp_path / "atlas" / "pairs.parquet")
     roles, _, s = M.read_set(M.SetSpec(name="atlas", reader="atlas", path=str(tmp_path / "atlas")))
     assert len(roles["elite"]) == 3 and set(roles["elite"]["split"]) == {"train"} and roles["elite"]["caption_zh"][0] == "视盘正常" and s["columns_left_out"] == ["page"]
+    assert len(roles["public"]) == len(roles["evaluation"]) == 0 and ["1 rows have Chinese words only" in h for h in s["hints"]][-1]      # a book is for training
 
 
 def test_dicom_and_dataset_folders(tmp_path, monkeypatch):
