@@ -329,7 +329,7 @@ def write_embeddings(rows: list[tuple], folder: Path, output: Path) -> None:
     pd.DataFrame({"image": [g[0] for g in good], "embedding": [g[1].tolist() for g in good]}).to_parquet(part)
     os.replace(part, output); print(f"{len(good)} embeddings of {len(good[0][1])} numbers in {output}")
 
-# %% ../nbs/22_running.ipynb #1ceab4b7
+# %% ../nbs/22_running.ipynb #052c606f
 @sources_app.command("list")
 def sources_list(as_json: Annotated[bool, typer.Option("--json", help="everything, with the source of each fact")] = False,
                  role: Annotated[str, typer.Option(help="elite, public, evaluation or text")] = ""):
@@ -343,7 +343,7 @@ def sources_list(as_json: Annotated[bool, typer.Option("--json", help="everythin
 def sources_check(folder: Annotated[Path, typer.Argument(help="where a set was unpacked")],
                   name: Annotated[str, typer.Option(help="which set it is; left out: found out")] = ""):
     "Which set lies in a folder, what is there and what is missing. Exit code 1 when images are missing."
-    report = importlib.import_module("keepfit_nb.registry").check_folder(folder, name)
+    report = importlib.import_module("keepfit_nb.replicas").check_folder(folder, name)
     for key, value in report.items(): print(f"{key:11}{value}")
     if report["missing"]: raise typer.Exit(1)
 

@@ -7,7 +7,7 @@ __all__ = ['ENDINGS', 'SPLIT_WORDS', 'LONGEST', 'USUAL', 'walk', 'read_folder', 
            'write_xlsx', 'read_jsonl', 'table_kind', 'read_table', 'map_columns', 'mend_captions', 'read_dicom_folder',
            'write_dicom', 'read_hf']
 
-# %% ../nbs/04c_tables.ipynb #62ae1d37
+# %% ../nbs/04c_tables.ipynb #d61c3667
 import codecs, csv, hashlib, json, os, re, zipfile
 from collections import Counter
 from collections.abc import Iterator
@@ -18,6 +18,7 @@ import numpy as np, pandas as pd
 import pyarrow as pa, pyarrow.parquet as pq
 
 from .knowledge import read_text
+from .pictures import read_dicom
 from .profiles import MODALITIES, data_folder, nearest
 from .records import COLUMNS, as_list
 
@@ -163,8 +164,13 @@ def _stop_nonsense(path: Path, rows: int, ragged: int, max_rows: int) -> None:
     if rows == 1000 and ragged > 900: raise ValueError(f"'{path}': {ragged} of its first 1,000 rows do not fit its header: is it a table?")
     if rows > max_rows: raise ValueError(f"'{path}' has more than {max_rows:,} rows: split it, or is it a table?")
 
-# %% ../nbs/04c_tables.ipynb #8a57d317
+# %% ../nbs/04c_tables.ipynb #00f2e9c1
 _CJK = re.compile("[\u3400-\u9fff]")
+
+def _everyday(text: str) -> float:
+    "Share of the Chinese characters that are among the 3,755 most used (level 1 of GB 2312)."
+    cells = [c.encode("gb18030", "ignore") for c in _CJK.findall(text)]
+    return sum(len(c) == 2 and 0xB0 <= c[0] <= 0xD7 and c[1] >= 0xA1 for c in cells) / max(len(cells), 1)
 
 def mend(
     text: str,
@@ -173,7 +179,7 @@ def mend(
     if len(_CJK.findall(text)) < 2: return text, ""
     back = text.encode("gb18030", "ignore").decode("utf-8", "replace")
     beyond = [c for c in back if not c.isascii()]
-    if sum(bool(_CJK.match(c)) for c in beyond) < .5 * len(beyond) or not beyond: return text, ""       # it was good Chinese
+    if sum(bool(_CJK.match(c)) for c in beyond) < .5 * len(beyond) or not beyond or _everyday(back) <= _everyday(text): return text, ""
     try: return text.encode("gb18030").decode("utf-8"), ""
     except UnicodeError: return "", "broken encoding: Chinese read as GBK, bytes lost"
 
@@ -328,23 +334,9 @@ def mend_captions(
     rows.attrs["mended"] = dict(count)
     return rows, refused
 
-# %% ../nbs/04c_tables.ipynb #1454524e
+# %% ../nbs/04c_tables.ipynb #d44c09b6
 _KINDS = {"OP": "CFP", "OPT": "OCT", "FA": "FFA"}         # DICOM modality; FA is not an official one but is written
 
-def _pixels(ds, frames: int) -> list[np.ndarray]:
-    "Pictures of a DICOM data set as 8-bit arrays: at most `frames`, from its middle."
-    from pydicom.pixels import apply_voi_lut, convert_color_space
-    x, many = ds.pixel_array, int(ds.get("NumberOfFrames", 1) or 1)
-    kind = ds.get("PhotometricInterpretation", "")
-    if kind.startswith("YBR"): x = convert_color_space(x, kind, "RGB", per_frame=True)
-    if x.ndim == 2 + (many > 1): x = apply_voi_lut(x, ds)
-    x = x.astype(np.float32); lo, hi = x.min(), x.max()
-    x = x if ds.get("BitsStored", 8) == 8 and 0 <= lo and hi <= 255 else (x - lo) / max(hi - lo, 1e-6) * 255
-    x = 255 - x if kind == "MONOCHROME1" else x
-    x = x.round().astype(np.uint8); start = max(0, (many - frames) // 2)
-    return list(x[start:start + frames]) if many > 1 else [x]
-
-# %% ../nbs/04c_tables.ipynb #dc611d6d
 def read_dicom_folder(
     root: Path,            # folder, searched through; class folders as in read_folder
     out: Path | None = None,    # where the PNG copies go; default: the local cache
@@ -357,14 +349,14 @@ def read_dicom_folder(
     out.mkdir(parents=True, exist_ok=True)
     rows, left, reasons = [], Counter(), {}
     for rel in walk(root)[0]:
-        try: ds = pydicom.dcmread(Path(root) / rel, stop_before_pixels=False)
+        try: ds = pydicom.dcmread(Path(root) / rel, stop_before_pixels=True)
         except (pydicom.errors.InvalidDicomError, OSError, ValueError, EOFError): left["not DICOM"] += 1; continue
-        row = _dicom_row(rel, ds)
-        try: pictures = _pixels(ds, frames)
-        except Exception as e: reasons[len(rows)] = f"pixels: {type(e).__name__}"; rows.append({**row, "image": ""}); continue   # decoders raise anything
-        for i, picture in enumerate(pictures):
+        many, row = int(ds.get("NumberOfFrames", 1) or 1), _dicom_row(rel, ds)
+        for i in range(first := max(0, (many - frames) // 2), min(many, first + frames)):
             place = out / f"{hashlib.sha256(rel.encode()).hexdigest()[:16]}_{i}.png"
-            Image.fromarray(picture).save(place); rows.append({**row, "image": str(place)})
+            try: Image.fromarray(read_dicom(Path(root) / rel, i)).save(place)
+            except ValueError as e: reasons[len(rows)] = f"image: {e}"; place = ""
+            rows.append({**row, "image": str(place)})
     if not rows: raise ValueError(f"'{root}' holds no DICOM file")
     return pd.DataFrame(rows), {"other_files": dict(left), "ragged": reasons}
 

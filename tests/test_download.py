@@ -1,4 +1,4 @@
-"Chapter 04e beyond its notebook: a server that lies and archives that attack."
+"Chapter 04g beyond its notebook: a server that lies and archives that attack."
 import hashlib, http.server, io, json, os, tarfile, threading, zipfile
 from pathlib import Path
 
@@ -6,6 +6,7 @@ import pytest
 
 from keepfit_nb import download as D
 from keepfit_nb import registry as R
+from keepfit_nb.replicas import check_folder, make_replica
 
 BODY = hashlib.sha256(b"seed").digest() * 12_000            # 384 kB
 RIGHT = hashlib.sha256(BODY).hexdigest()
@@ -205,7 +206,7 @@ def test_unknown_set():
 
 
 def test_an_open_set_from_end_to_end(base, tmp_path, monkeypatch):
-    made = R.make_replica("DeepDRiD", tmp_path / "replica", 1)
+    made = make_replica("DeepDRiD", tmp_path / "replica", 1)
     archive = zipped(tmp_path / "v1.1.zip", [(f"DeepDRiD-1.1/{p.relative_to(made)}", p.read_bytes()) for p in made.rglob("*") if p.is_file()])
     class Files(http.server.SimpleHTTPRequestHandler):
         def __init__(self, *a): super().__init__(*a, directory=str(tmp_path))
@@ -215,13 +216,13 @@ def test_an_open_set_from_end_to_end(base, tmp_path, monkeypatch):
     link = R.FileLink(url=f"http://127.0.0.1:{server.server_port}/v1.1.zip", by="deepdrid", sha256=D.sha256_of(archive))
     monkeypatch.setattr(D, "find_source", lambda n: source.model_copy(update={"files": [link]}))
     done = D.fetch("DeepDRiD", tmp_path / "got")
-    report = R.check_folder(tmp_path / "got")
+    report = check_folder(tmp_path / "got")
     assert report["source"] == "DeepDRiD" and report["missing"] == 0 and len(done["sha256"]) == 1
     note = json.loads((tmp_path / "got" / "download.json").read_text())
     assert note["files"][0]["published"] is True and note["source"] == "DeepDRiD" and not list((tmp_path / "got").glob("*.zip"))
     archive.write_bytes(archive.read_bytes() + b"changed")
     with pytest.raises(ValueError, match="SHA-256"): D.fetch("DeepDRiD", tmp_path / "got")              # what was there stays
-    assert R.check_folder(tmp_path / "got")["missing"] == 0
+    assert check_folder(tmp_path / "got")["missing"] == 0
     server.shutdown()
 
 

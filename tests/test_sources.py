@@ -1,5 +1,5 @@
 "Chapter 05 beyond its notebook: every way a user's disk can be wrong, and the real set."
-import json
+import json, shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,8 @@ from keepfit_nb import sources as M
 from keepfit_nb.download import slug
 from keepfit_nb.knowledge import names_term
 from keepfit_nb.profiles import open_run, real_folder
-from keepfit_nb.registry import load_registry, make_replica
+from keepfit_nb.registry import load_registry
+from keepfit_nb.replicas import make_replica
 from keepfit_nb.tables import write_dicom, write_xlsx
 
 LABELS = ("normal", "glaucoma", "diabetic retinopathy")
@@ -21,6 +22,13 @@ def picture(path, seed=0):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.random.default_rng(seed).integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(path)
     return path
+
+
+def cloud_(path, seed):
+    "A picture with structure, as a copy check needs it."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    x = np.random.default_rng(seed).integers(0, 255, (14, 14, 3), dtype=np.uint8)
+    Image.fromarray(x).resize((160, 160), Image.Resampling.BICUBIC).save(path)
 
 
 @pytest.fixture
@@ -226,6 +234,24 @@ def test_leaks_stop_the_run_or_are_dropped(tmp_path, disk):
     assert s["dropped_leaks"] == 4 and len(roles["public"]) == 24
 
 
+@pytest.mark.parametrize("near, left", [("off", 24), ("report", 24), ("drop", 21)])
+def test_near_copies_of_test_images(tmp_path, near, left):
+    for i in range(30): cloud_(tmp_path / "d" / LABELS[i % 3] / f"{i}.png", i)
+    roles, _, _ = M.read_set(spec(tmp_path / "d"))
+    test = [p for p, s in zip(roles["evaluation"]["image"], roles["evaluation"]["split"]) if s == "test"]
+    train = [p for p, s in zip(roles["evaluation"]["image"], roles["evaluation"]["split"]) if s == "train"]
+    for a, b in zip(train[:3], test): Image.open(b).resize((150, 150)).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(a)      # same file name, other picture
+    out, pairs, dropped = M.check_near({r: M.read_set(spec(tmp_path / "d"))[0][r] for r in M.ROLES}, near)
+    assert len(out["public"]) == left and dropped == (6 if near == "drop" else 0) and len(pairs) == (0 if near == "off" else 6)
+    if len(pairs): assert set(pairs.role) == {"public", "evaluation"} and set(pairs.kind) <= set(M.NEAR)
+
+
+def test_near_copies_may_stop_a_run(tmp_path):
+    for i in range(30): cloud_(tmp_path / "d" / LABELS[i % 3] / f"{i}.png", i)
+    assert M.gather(M.Settings(sets=[spec(tmp_path / "d")], near="refuse"))[2]["near_copies"]["found"] == {}
+    with pytest.raises(ValueError, match="report"): M.Settings(near="repport")
+
+
 def test_same_patient_on_both_sides(tmp_path):
     t = table(tmp_path, "image,label,patient,split\n" + "".join(f"{i}.png,glaucoma,A{i % 5},{'test' if i > 7 else 'train'}\n" for i in range(10)))
     with pytest.raises(ValueError, match="same patient"): M.gather(M.Settings(sets=[spec(t, "table")]))
@@ -315,6 +341,7 @@ def test_atlas_pairs(tmp_path):
                   "caption_zh": ["视盘正常"] * 4, "categories": [["glaucoma"], [], ["drusen"], []], "page": range(4)}).to_parquet(tmp_path / "atlas" / "pairs.parquet")
     roles, _, s = M.read_set(M.SetSpec(name="atlas", reader="atlas", path=str(tmp_path / "atlas")))
     assert len(roles["elite"]) == 3 and set(roles["elite"]["split"]) == {"train"} and roles["elite"]["caption_zh"][0] == "视盘正常" and s["columns_left_out"] == ["page"]
+    assert len(roles["public"]) == len(roles["evaluation"]) == 0 and ["1 rows have Chinese words only" in h for h in s["hints"]][-1]      # a book is for training
 
 
 def test_dicom_and_dataset_folders(tmp_path, monkeypatch):
@@ -343,10 +370,11 @@ def test_excel_and_json_lines(tmp_path):
 # ---- a root with whatever is there --------------------------------------------------------------------------------------
 
 def test_root_reads_what_is_there_and_names_what_is_not(tmp_path):
-    for name in ("IDRiD", "FIVES", "MM-Retinal V1 CFP"): make_replica(name, tmp_path / slug(name), 5)
+    for name in ("IDRiD", "FIVES", "MM-Retinal V1 CFP", "DeepEyeNet"): make_replica(name, tmp_path / slug(name), 5)
     roles, _, s = M.gather(M.Settings(sets=[], root=str(tmp_path)))
     assert set(s["sets"]) == {"IDRiD", "FIVES", "MM-Retinal V1 CFP"} and len(roles["elite"]) and len(roles["public"])
     assert "LAG" in s["absent"] and "write to its owners" in s["absent"]["LAG"] and "IDRiD" not in s["absent"]
+    assert "which modality" in s["absent"]["DeepEyeNet"]                              # not guessed
     with pytest.raises(FileNotFoundError, match="sources.root"): M.gather(M.Settings(sets=[], root=str(tmp_path / "no")))
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="none lies under"): M.gather(M.Settings(sets=[], root=str(tmp_path / "empty")))
@@ -420,7 +448,7 @@ def test_corpus_without_the_shipped_text(study):
 @pytest.mark.real
 def test_real_set():
     if not (real_folder() / "records.csv").exists(): pytest.skip("no real images: set KEEPFIT_REAL to their folder")
-    roles, refused, s = M.gather(M.Settings(sets=[M.SetSpec(name="real", reader="real")]))
+    roles, refused, s = M.gather(M.Settings(sets=[M.SetSpec(name="real", reader="real")], near="off"))
     t, s = pd.read_csv(real_folder() / "records.csv"), s["sets"]["real"]
     in_scope = t[t.modality.isin(["CFP", "FFA", "OCT"])]
     labelled = in_scope[in_scope.categories != "[]"]
@@ -446,7 +474,7 @@ def test_a_published_caption_table_through_the_gate(real, tmp_path):
 
 def all_replicas(folder, per_class=2):
     for s in load_registry().values():
-        if s.layout and s.name not in ("DeepEyeNet",): make_replica(s.name, folder / slug(s.name), per_class)
+        if s.layout: make_replica(s.name, folder / slug(s.name), per_class)
     return folder
 
 
@@ -454,12 +482,31 @@ def all_replicas(folder, per_class=2):
 def test_full_reads_the_replicas_of_all_sets(tmp_path, monkeypatch):
     monkeypatch.setenv("KEEPFIT_DATA", str(tmp_path / "cache"))
     root = all_replicas(tmp_path / "sets")
-    run = open_run("05_sources", "full", tmp_path / "run", 0, {"sources": {"sets": [], "root": str(root), "unseen": ["myopia", "cataract", "macular hole", "retinitis pigmentosa"]}})
+    den = dict(name="DeepEyeNet", reader="known", path=str(root / "deepeyenet"), modality="CFP")
+    run = open_run("05_sources", "full", tmp_path / "run", 0, {"sources": {"sets": [den], "root": str(root), "unseen": ["myopia", "cataract", "macular hole", "retinitis pigmentosa"]}})
     folder = run.need("05_sources")
     s = json.loads((folder / "summary.json").read_text())
-    assert len(s["sets"]) >= 55 and all(x["quarantined"] == 0 for x in s["sets"].values())
+    assert len(s["sets"]) == sum(x.layout is not None for x in load_registry().values()) and all(x["quarantined"] == 0 for x in s["sets"].values())
     roles = {r: M.read_records(folder / f"{r}.parquet") for r in M.ROLES}
     assert {m for r in roles.values() for m in r["modality"]} == {"CFP", "FFA", "OCT"} and min(map(len, roles.values())) > 10
     inside = set(s["unseen"]["categories"])
     assert not any(inside & set(c) for r in ("elite", "public") for c in roles[r]["categories"]) and any(inside & set(c) for c in roles["evaluation"]["categories"])
     assert M.check_leaks(roles)[1] == 0
+
+
+TINY = {"images.size": 48, "encoders.image_model": "resnet10t", "encoders.image_pretrained": "false", "encoders.text_model": "tiny", "encoders.text_pretrained": "false",
+        "encoders.text_states": "[-1]", "encoders.max_tokens": 32, "encoders.projection": 32, "pretraining.epochs": "null", "pretraining.steps": 3,
+        "pretraining.batch_size": 16, "evaluation.bootstrap": 20, "few_shot.draws": 2, "few_shot.shots": "[1]", "seeds": "[0]",
+        "variants": "{keepfit: {elite: true, reference: true}}"}
+
+
+@pytest.mark.slow
+def test_full_runs_to_its_report_on_replicas(tmp_path, cli):
+    root = all_replicas(tmp_path / "sets", 1)
+    shutil.rmtree(root / "deepeyenet")
+    words = [w for k, v in {**TINY, "sources.sets": "[]", "sources.root": root}.items() for w in ("--set", f"{k}={v}")]
+    done = cli("run", "--profile", "full", "--run-dir", tmp_path / "run", "--only", "05", "06", "13", "14", "15", "21", *words, timeout=2400,
+               env={"KEEPFIT_DATA": str(tmp_path / "cache")})
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert all(c["status"] == "ok" for c in manifest["chapters"].values()) and len(manifest["chapters"]) == 6
