@@ -106,10 +106,10 @@ def _wool(rng, base, n):
 def _flames(rng, base, n, radius=.75, size=(.045, .08), inner=.26, **kw):
     return spread(rng, "flame haemorrhage", scatter(rng, n, base, base["disc"], radius, inner, **kw), size, angle=_fibres(base))
 
-# %% ../nbs/03_disease.ipynb #523408d6
+# %% ../nbs/03_disease.ipynb #8b2472bb
 def _diabetic(rng, base, facts):
     many, grade, there = facts["microaneurysms"] == "many", facts["grade"], lambda f: facts[f] == "present"
-    out = _dots(rng, base, rng.integers(34, 46) if many else rng.integers(8, 13))
+    out = _dots(rng, base, rng.integers(58, 76) if many else rng.integers(6, 11))
     if grade == "severe" and not there("venous beading"): out += _blots(rng, base, 22, 27, (.014, .028))
     elif grade != "mild": out += _blots(rng, base, *((2, 5) if grade == "moderate" else (4, 9)))
     if there("hard exudates"):
