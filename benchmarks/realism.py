@@ -38,7 +38,7 @@ def draw(modality, eye):
     "A phantom at a random size between the picture's and twice that, so that sharpness varies as the sources' does."
     r = stream(eye, "realism"); size = int(r.integers(SIZE, 2 * SIZE))
     if modality == "CFP": picture = render_fundus(eye, size)
-    elif modality == "FFA": picture = render_angiogram(eye, size, PHASES[int(r.integers(1, len(PHASES)))])
+    elif modality == "FFA": picture = render_angiogram(eye, size, list(PHASES)[int(r.integers(1, len(PHASES)))])      # not the choroidal flush: too short to be filed
     else: picture = render_oct(eye, size)
     return resize_pad(foreground_crop(picture) if modality != "OCT" else picture, SIZE)
 
@@ -72,7 +72,7 @@ def compare(modality, n=160, split="test") -> dict:
     real = {}
     for r in real_rows(modality=modality, split=split): real.setdefault(r["source"], []).append(statistics(real_picture(r)))
     out = {}
-    for k in drawn[0] if modality == "CFP" else ("mean green", "sd green", "vignette", "sharpness", "slope"):
+    for k in drawn[0] if modality == "CFP" else ("mean green", "sd green", "sharpness", "slope"):
         share = max(map(len, real.values()))
         pooled = np.concatenate([np.resize([s[k] for s in rows], share) for rows in real.values()])
         out |= {f"{modality}.{k.replace(' ', '_')}.d": round(effect([s[k] for s in drawn], pooled), 2),
