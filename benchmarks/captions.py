@@ -23,7 +23,8 @@ def measure(
     speed = len(eyes_again) / (time.perf_counter() - start)
     noticed = [bool(v["wrong"] or v["missed"]) for e, m, p in eyes_again for language in LANGUAGES
                for _, other in mutations(caption(e, m, 0, language, p)) for v in [verdict(read(other), e, m, p)]]
-    return {**{k: v for k, v in truth.items() if k != "faults"}, **variety(texts), "captions_per_second": round(speed),
+    truth = {"captions_read" if k == "captions" else k: v for k, v in truth.items() if k != "faults"}
+    return {**truth, **variety(texts), "captions_per_second": round(speed),
             "with_their_eyes_per_second": round(with_eyes), "mutations": len(noticed), "mutations_noticed": sum(noticed) / len(noticed)}
 
 

@@ -67,7 +67,7 @@ def _plain(template: str, way: float) -> str:
 
 def _lower_first(text: str) -> str: return text[:1].lower() + text[1:] if text[1:2].islower() or text[1:2] == " " else text
 
-# %% ../nbs/03d_captions.ipynb #97812c31
+# %% ../nbs/03d_captions.ipynb #b8d713d4
 def fact_prompts(
     modality: str,             # CFP, FFA or OCT
     disease: str,              # a key of DISEASES
@@ -82,7 +82,7 @@ def fact_prompts(
         if fact == "grade": words, frames = [f"{phrases().sentences['grades'][value]['en']} {disease}"], _GRADINGS
         else:
             templates = fact_entry(modality, fact, (disease,)).say[value].en
-            words, frames = [_lower_first(_plain(t, w)) for t in templates for w in (0, .34)], _REFUSALS if value == "absent" else _QUESTIONS
+            words, frames = [_plain(t, w) if t[0].isupper() else _lower_first(_plain(t, w)) for t in templates for w in (0, .34)], _REFUSALS if value == "absent" else _QUESTIONS
         said = [f.format(image=_ASKED[modality], disease=disease, words=w) for f in frames for w in dict.fromkeys(words) if w]
         out[value] = list(dict.fromkeys(said))
     return out
