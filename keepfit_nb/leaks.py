@@ -84,7 +84,7 @@ def _near_all(a: np.ndarray, b: np.ndarray, radius: int) -> np.ndarray:
         out.append(np.argwhere(far <= radius) + (i, 0))
     return np.concatenate(out)
 
-# %% ../nbs/02a_leaks.ipynb #e7b8e701
+# %% ../nbs/02a_leaks.ipynb #f22c54bd
 _ORDER = np.random.default_rng(0).permutation(256)
 
 def _bands(hashes: np.ndarray) -> np.ndarray:
@@ -108,6 +108,7 @@ def _meet(a: np.ndarray, b: np.ndarray, most: int = 400_000):
         yield rows, order[low[rows] + within]
         start = stop
 
+# %% ../nbs/02a_leaks.ipynb #7fed2d43
 def near_pairs(
     a: np.ndarray,        # (n, 4) uint64, 256-bit hashes
     b: np.ndarray,        # (m, 4) uint64
