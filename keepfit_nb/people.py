@@ -84,7 +84,7 @@ def _fixed(text: str, file_name: bool) -> str:
     found = next((kind for kind, shape in FIXED.items() if kind not in skip and shape.search(text)), "")
     return found or ("a birth date" if _birthday(text) else "")
 
-# %% ../nbs/01b_people.ipynb #49d3ce73
+# %% ../nbs/01b_people.ipynb #53fc208a
 _words = lambda text: frozenset(text.split())
 FILE_WORDS = _words("""img image images fundus photo photograph picture scan screenshot od os ou left right eye eyes macula disc disk
     optic oct ffa cfp fa rgb color colour gray grey train training val valid validation test testing jpg jpeg png tif tiff bmp dcm dicom
@@ -95,6 +95,8 @@ FILE_WORDS = _words("""img image images fundus photo photograph picture scan scr
     figure figures fig page plate panel chapter book vessel vessels lesion lesions challenge release github kaggle saved copied renamed
     converted exported downloaded backup temp draft output input result results report pdf slide slides archive upload uploads misc other
     example examples demo random selected collected sorted merged split fold folds batch batches subset extra public private""")
+
+# %% ../nbs/01b_people.ipynb #ffe2361c
 ENGLISH = _words("""the and for are but not you all any can had her was one our out day get has him his how man new now old see two way who boy did
     its let put say she too use about after again along also another around away back because been before being below between both came
     come could does done down each even every few find first five found four from gave give given goes going good great hand have here
@@ -120,7 +122,7 @@ GIVEN = _words("""james john robert michael william david richard joseph thomas 
     ivan petr dmitri sergei olga natalia elena wei fang ming hong jun yan xiao ying raj amit priya anil sunil ravi sanjay deepa lakshmi
     kumar hiroshi takashi yuki akira kenji minh""")
 
-# %% ../nbs/01b_people.ipynb #fcfa163b
+# %% ../nbs/01b_people.ipynb #67de70d2
 EPONYMS = _words("""alport alström amsler anton arlt arnold axenfeld bagolini bardet batten behcet behçet bell berger bergmeister berlin
     best biedl bielschowsky bietti bitot blau blessig bloch bonnet bourneville bowman brown bruch brücke busacca chandler charcot chiari
     cloquet coats cogan collier crick crohn cushing dalen danlos descemet down doyne drance duane eales ehlers elschnig erdheim fabry
@@ -135,6 +137,8 @@ EPONYMS = _words("""alport alström amsler anton arlt arnold axenfeld bagolini b
     stargardt stickler stilling strandberg sturge sulzberger susac swann takayasu tay tenon terry terrien terson thygeson touraine
     trantas troxler tübinger tyndall urayama usher valsalva valsava vogt von wagner waldenström watson watzke weber wegener weill weiss
     werner westphal weyers wieger wilson wolfram worth wyburn mason yellen zellweger zeis zinn""")
+
+# %% ../nbs/01b_people.ipynb #4a1eb72d
 _PAIRS = re.compile(r"(?:Charles Bonnet|Marcus Gunn|Argyll Robertson|Pierre Robin|Pierre Marie|Louis Bar|Foster Kennedy|Hong Kong|"
                     r"Robert Koch|Johns Hopkins|St\.? (?:Louis|Paul|Thomas)|Mary's|St\.? Mary)")
 _NOUNS = _words("""syndrome disease dystrophy degeneration retinopathy neuropathy anomaly spots spot ring rings sign fold folds line

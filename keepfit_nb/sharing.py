@@ -63,7 +63,7 @@ def cooccurrence(
     table = csr_matrix((np.ones(len(row), np.int64), (row, label)), shape=(len(ds), len(names))); table.data[:] = 1
     return names, (table.T @ table).toarray()
 
-# %% ../nbs/02b_sharing.ipynb #035e8690
+# %% ../nbs/02b_sharing.ipynb #59de2513
 def _bars(ax, counts: Mapping, title: str) -> None:
     "A horizontal bar per entry, labelled with its number."
     names = [str(n) or "unknown" for n in counts]
@@ -79,6 +79,7 @@ def overview_figure(ds: Dataset, top: int = 12):
     for ax, key in zip(axes, ("modalities", "splits", "sources")): _bars(ax, dict(list(about[key].items())[:top]), key)
     return fig
 
+# %% ../nbs/02b_sharing.ipynb #9125b144
 def category_figure(ds: Dataset, top: int = 20):
     "The commonest categories and how they come together: a matplotlib Figure."
     import matplotlib.pyplot as plt
