@@ -196,6 +196,24 @@ def _scan_book(path: Path, work: Path, settings: Settings):
         refused += [dict(page=page.number, bbox=None, reason=n) for n in page.notes]
     return plates, texts, refused, facts
 
+# %% ../nbs/04_atlas.ipynb #8b2fc40f
+def _pairs_of(bound, pdf: Path, folder: Path, settings: Settings, refused: list[dict]) -> tuple[list[dict], list[dict]]:
+    "Second pass: panels cut out, classified and written; figures without words go to quarantine."
+    rows, ending = [], ".jpg" if settings.quality else ".png"
+    for plates, legend in sorted(bound, key=lambda b: (b[0][0].page, b[0][0].box[1], b[0][0].box[0])):
+        refused += [dict(page=p.page, bbox=_round(p.box), reason=f"{legend.kind} {legend.number}: {p.why}") for p in plates if p.why]
+        plates = [p for p in plates if not p.why]
+        if not plates: continue
+        found, pixels = _figure_rows(plates, legend)
+        modalities, sure = classify_modality(pixels)
+        for row, image, m, s in zip(found, pixels, modalities, sure):
+            if not any(row[c] for c in ("caption", "caption_zh", "shared", "shared_zh")):
+                refused.append(dict(page=row["page"], bbox=row["bbox"], reason=f"{legend.kind} {legend.number}: the legend has no words for this panel")); continue
+            row["id"] = _pair_id(pdf.name, row["page"], row["bbox"]); name = f"images/{row['id']}{ending}"
+            _save(image, folder / name, settings.quality)
+            rows.append(row | dict(image=name, modality=m, translated="", score=round(float(s) * (.5 if row["reason"] else 1), 3)))
+    return rows, refused
+
 # %% ../nbs/04_atlas.ipynb #d4fabaaf
 def read_atlas(
     pdf: str | Path,
@@ -218,24 +236,6 @@ def read_atlas(
                 if id(l) not in used and (l.text or l.text_zh)]
     pairs = pd.DataFrame(rows, columns=COLUMNS)
     return pairs, pd.DataFrame(refused, columns=["page", "bbox", "reason"]), dict(facts, pairs=len(pairs), quarantined=len(refused))
-
-# %% ../nbs/04_atlas.ipynb #8b2fc40f
-def _pairs_of(bound, pdf: Path, folder: Path, settings: Settings, refused: list[dict]) -> tuple[list[dict], list[dict]]:
-    "Second pass: panels cut out, classified and written; figures without words go to quarantine."
-    rows, ending = [], ".jpg" if settings.quality else ".png"
-    for plates, legend in sorted(bound, key=lambda b: (b[0][0].page, b[0][0].box[1], b[0][0].box[0])):
-        refused += [dict(page=p.page, bbox=_round(p.box), reason=f"{legend.kind} {legend.number}: {p.why}") for p in plates if p.why]
-        plates = [p for p in plates if not p.why]
-        if not plates: continue
-        found, pixels = _figure_rows(plates, legend)
-        modalities, sure = classify_modality(pixels)
-        for row, image, m, s in zip(found, pixels, modalities, sure):
-            if not any(row[c] for c in ("caption", "caption_zh", "shared", "shared_zh")):
-                refused.append(dict(page=row["page"], bbox=row["bbox"], reason=f"{legend.kind} {legend.number}: the legend has no words for this panel")); continue
-            row["id"] = _pair_id(pdf.name, row["page"], row["bbox"]); name = f"images/{row['id']}{ending}"
-            _save(image, folder / name, settings.quality)
-            rows.append(row | dict(image=name, modality=m, translated="", score=round(float(s) * (.5 if row["reason"] else 1), 3)))
-    return rows, refused
 
 # %% ../nbs/04_atlas.ipynb #8b25ba88
 def edit_distance(a: str, b: str) -> int:

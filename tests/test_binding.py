@@ -45,7 +45,7 @@ def test_groups_and_orders():
     assert in_rows(boxes) == [0, 1, 2, 3] and in_columns(boxes) == [0, 2, 1, 3]
     assert letters_of(boxes, ["A", "C", "", ""], list("ABCD")) == ["A", "C", "B", "D"]          # the marks say: column by column
     assert letters_of(boxes, ["X", "X", "X", "X"], list("ABCD")) == list("ABCD")
-    assert words_for_panels(boxes, [""] * 4, *split_parts("A and B, disc. C and D, macula."))[1] == ["disc", "disc", "macula.", "macula."]
+    assert words_for_panels(boxes, [""] * 4, *split_parts("A and B, disc. C and D, macula."))[1] == ["disc.", "disc.", "macula.", "macula."]
     assert words_for_panels(boxes, [""] * 4, *split_parts("Upper left: one. Upper right: two. Lower left: three. Lower right: four."))[1] == ["one.", "two.", "three.", "four."]
     assert words_for_panels(boxes[:3], [""] * 3, *split_parts("A, disc. B, macula."))[2] is False
 
