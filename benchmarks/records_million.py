@@ -27,20 +27,23 @@ def run(n: int) -> dict:
     "The five steps, timed."
     import numpy as np, pyarrow as pa, pyarrow.compute as pc
     from keepfit_nb.leaks import near_pairs
-    from keepfit_nb.records import leak_report, read_records, split_by_patient, validate, write_records
-    seconds, folder = {}, Path(tempfile.mkdtemp())
+    from keepfit_nb.records import as_dataset, leak_report, read_records, split_by_patient, validate, write_records
+    seconds, peaks, folder = {}, {}, Path(tempfile.mkdtemp())
     def timed(name, f):
         start = time.perf_counter(); out = f(); seconds[name] = round(time.perf_counter() - start, 2)
+        peaks[name] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         return out
     ds, refused, counts = timed("build", lambda: validate(rows(n), check_images=False))
     assert counts["kept"] == n - n // 1000 and len(refused) == n // 1000
     path = timed("write", lambda: write_records(ds, folder / "records.parquet")); del ds
     ds = timed("open", lambda: read_records(path))
     table = ds.data.table
-    kept = timed("filter", lambda: type(ds)(table.filter(pc.and_(pc.equal(table["modality"], "CFP"), pc.greater(pc.list_value_length(table["categories"]), 1)))))
+    kept = timed("filter", lambda: as_dataset(table.filter(pc.and_(pc.equal(table["modality"], "CFP"), pc.greater(pc.list_value_length(table["categories"]), 1)))))
+    n_selected = len(kept); del kept, table
     ds = timed("split", lambda: split_by_patient(ds, {"train": .7, "val": .1, "test": .2}))
     table = ds.data.table; del ds
-    side = {s: timed(f"select {s}", lambda: type(kept)(table.filter(pc.equal(table["split"], s)))) for s in ("train", "test")}
+    side = {s: timed(f"select {s}", lambda: as_dataset(table.filter(pc.equal(table["split"], s)))) for s in ("train", "test")}
+    del table
     assert not len(timed("leaks: patient, file, bytes, name", lambda: leak_report(side["train"], side["test"], names=True)))
     rng = np.random.default_rng(0); hashes = rng.integers(0, 2**63, (len(side["train"]), 4), dtype=np.uint64)
     copies = rng.choice(len(hashes), 1000, replace=False)
@@ -51,7 +54,7 @@ def run(n: int) -> dict:
     pairs = timed("leaks: perceptual hash", lambda: near_pairs(hashes, tested, 12))
     assert len(pairs) == 1000 and (pairs[np.argsort(pairs[:, 0]), 1] == copies).all()
     used = resource.getrusage(resource.RUSAGE_SELF)
-    return dict(rows=n, kept=counts["kept"], selected=len(kept), seconds=seconds, total_seconds=round(sum(seconds.values()), 1), cpu_seconds=round(used.ru_utime + used.ru_stime, 1),
+    return dict(rows=n, kept=counts["kept"], selected=n_selected, seconds=seconds, peak_mb_after=peaks, total_seconds=round(sum(seconds.values()), 1), cpu_seconds=round(used.ru_utime + used.ru_stime, 1),
                 open_seconds=seconds["open"], peak_mb=round(used.ru_maxrss / 1024))
 
 

@@ -84,7 +84,7 @@ def _near_all(a: np.ndarray, b: np.ndarray, radius: int) -> np.ndarray:
         out.append(np.argwhere(far <= radius) + (i, 0))
     return np.concatenate(out)
 
-# %% ../nbs/02a_leaks.ipynb #6c4468e1
+# %% ../nbs/02a_leaks.ipynb #e7b8e701
 _ORDER = np.random.default_rng(0).permutation(256)
 
 def _bands(hashes: np.ndarray) -> np.ndarray:
@@ -95,7 +95,7 @@ def _bands(hashes: np.ndarray) -> np.ndarray:
         out[i:i + 100_000] = np.ascontiguousarray(np.packbits(bits, axis=1)).view(np.uint16)
     return out
 
-def _meet(a: np.ndarray, b: np.ndarray, most: int = 2_000_000):
+def _meet(a: np.ndarray, b: np.ndarray, most: int = 400_000):
     "Pairs (row of b, row of a) of equal value, in pieces of about `most`."
     order = np.argsort(a, kind="stable"); a = a[order]
     low, high = np.searchsorted(a, b, "left"), np.searchsorted(a, b, "right")

@@ -280,7 +280,7 @@ def _refuse_files(table: pa.Table, left: np.ndarray) -> dict[int, str]:
     with ThreadPoolExecutor(8) as pool: found = dict(zip(names := list(dict.fromkeys(paths)), pool.map(_look, names)))
     return {int(i): found[p] for i, p in zip(left, paths) if found[p]}
 
-# %% ../nbs/02_records.ipynb #17da4e68
+# %% ../nbs/02_records.ipynb #9602d6cf
 def validate(
     rows,                           # dictionaries (a generator will do), a DataFrame or a Dataset, with the columns of a record
     base: Path | None = None,       # folder that relative image paths start from
@@ -301,7 +301,8 @@ def validate(
     for i, first in again.items(): reason[at[i]] = f"duplicate of row {first}"
     if check_images:
         for i, why in _refuse_files(table, np.flatnonzero(reason[at] == "")).items(): reason[at[i]] = why
-    table, bad = table.filter(pa.array(reason[at] == "")), (reason != "") & (reason != _ASIDE)
+    keep, bad = reason[at] == "", (reason != "") & (reason != _ASIDE)
+    if not keep.all(): table = table.filter(pa.array(keep))
     quarantine, counts = pd.DataFrame({"row": np.flatnonzero(bad), "reason": reason[bad]}), _counts(table, reason, aside, list(ignored))
     _stop_if_too_many(counts, quarantine, max_quarantined)
     return as_dataset(table), quarantine, counts
@@ -339,15 +340,15 @@ def read_records(
     check_columns(table.column_names, COLUMNS)
     return as_dataset(table)
 
-# %% ../nbs/02_records.ipynb #10453cba
+# %% ../nbs/02_records.ipynb #75de78ee
 def _deal(wish: np.ndarray, step: np.ndarray, m: int) -> np.ndarray:
     "How many of m equal groups each split gets, (splits,): the m largest of wish − step·(j + ½); both (splits,). -inf wants none."
     if m == 1: return np.arange(len(wish)) == (wish - .5 * step).argmax()
     asked = wish[:, None] - step[:, None] * (np.arange(m) + .5)
     return np.bincount(np.argpartition(-asked.ravel(), m - 1)[:m] // m, minlength=len(wish))
 
-def _kinds(group: np.ndarray, label: np.ndarray) -> tuple[list, list]:
-    "Groups that share labels and counts: for each kind its labels with counts, and its groups."
+def _kinds(group: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    "Groups that share labels and counts. Labels and counts of each kind with their bounds; groups sorted by kind with their bounds."
     width = int(label.max()) + 1
     key, count = np.unique(group.astype(np.int64) * width + label, return_counts=True)
     g, l = np.divmod(key, width)
@@ -355,11 +356,11 @@ def _kinds(group: np.ndarray, label: np.ndarray) -> tuple[list, list]:
     mixed = np.random.default_rng(0).integers(1, 2**63, width, dtype=np.uint64)[l] * (count.astype(np.uint64) * 2 + 1)
     mixed ^= mixed >> np.uint64(29)
     _, first, kind = np.unique(np.add.reduceat(mixed, start), return_index=True, return_inverse=True)
-    ends = np.r_[start[1:], len(l)]
-    members = np.split(np.argsort(kind, kind="stable"), np.cumsum(np.bincount(kind))[:-1])
-    return [(l[start[f]:ends[f]], count[start[f]:ends[f]]) for f in first], members
+    length = np.diff(np.r_[start, len(l)])[first]; bounds = np.r_[0, np.cumsum(length)]
+    take = np.repeat(start[first] - bounds[:-1], length) + np.arange(bounds[-1])
+    return l[take].astype(np.int32), count[take].astype(np.int32), bounds, np.argsort(kind, kind="stable"), np.r_[0, np.cumsum(np.bincount(kind))]
 
-# %% ../nbs/02_records.ipynb #9165cc2f
+# %% ../nbs/02_records.ipynb #a3175da4
 def _stratify(
     group: np.ndarray,       # (entries,) group of each label's occurrence; every group occurs
     label: np.ndarray,       # (entries,)
@@ -367,27 +368,27 @@ def _stratify(
     rng: np.random.Generator,
 ) -> np.ndarray:             # (groups,) split of each
     "Rarest label first; each kind of group goes where most of that label is still wanted."
-    kinds, members = _kinds(group, label)
     share, total = np.maximum(fractions, 1e-9), np.bincount(label).astype(float)
     part = np.where(fractions > 0, 1., -np.inf)[:, None] * np.ones(len(total))       # (splits, labels) still wanted, as a part of the wish
-    holders, place, todo = {}, np.empty(group.max() + 1, int), [True] * len(kinds)
-    for k in rng.permutation(len(kinds)).tolist():
-        for l, c in zip(kinds[k][0].tolist(), kinds[k][1].tolist()): holders.setdefault(l, []).append((c, k))
-    left = {l: sum(len(members[k]) for _, k in held) for l, held in holders.items()}     # groups not yet dealt
-    while left:
-        rarest = min(left, key=left.get)
-        for _, k in sorted(holders[rarest], key=lambda held: -held[0]):                  # large families first
+    ls, cs, bounds, members, ends = _kinds(group, label)
+    holder = np.repeat(np.arange(len(ends) - 1), np.diff(bounds))                    # kind of each entry
+    held = np.lexsort((rng.random(len(ls)), -cs, ls)); first = np.searchsorted(ls[held], np.arange(len(total) + 1))   # by label, large families first
+    left = np.bincount(ls, np.diff(ends)[holder], len(total)).tolist()               # groups not yet dealt
+    place, todo, open_labels = np.empty(len(members), np.int8), bytearray(b"\1") * (len(ends) - 1), set(range(len(total)))
+    while open_labels:
+        rarest = min(open_labels, key=left.__getitem__); open_labels.remove(rarest)
+        for k in holder[held[first[rarest]:first[rarest + 1]]].tolist():
             if not todo[k]: continue
-            (ls, cs), todo[k], m = kinds[k], False, len(members[k])
-            weight = cs / total[ls]                                                      # a rare label's rows weigh more
-            n = _deal(part[:, ls].sum(1), weight.sum() / share, m)
-            place[rng.permutation(members[k]) if m > 1 else members[k]] = np.repeat(np.arange(len(n)), n)
-            part[:, ls] -= (n / share)[:, None] * weight
-            for l in ls.tolist(): left[l] = left.get(l, 0) - m
-        del left[rarest]
+            here, who, todo[k] = slice(bounds[k], bounds[k + 1]), members[ends[k]:ends[k + 1]], 0
+            mine, m = ls[here], len(who)
+            weight = cs[here] / total[mine]                                          # a rare label's rows weigh more
+            n = _deal(part[:, mine].sum(1), weight.sum() / share, m)
+            place[rng.permutation(who) if m > 1 else who] = np.repeat(np.arange(len(n)), n)
+            part[:, mine] -= (n / share)[:, None] * weight
+            for l in mine.tolist(): left[l] -= m
     return place
 
-# %% ../nbs/02_records.ipynb #a1587708
+# %% ../nbs/02_records.ipynb #19206a9d
 def _column(ds: Dataset, name: str) -> pa.ChunkedArray:
     "A column as Arrow, read in one go."
     return ds.with_format("arrow")[:][name]
@@ -408,7 +409,7 @@ def _labels(ds: Dataset, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     row, modality, source = pc.list_parent_indices(lists).to_numpy(), _codes(_column(ds, "modality")), _codes(_column(ds, "source"))
     category = _codes(pc.list_flatten(lists))
     label = np.r_[category * 4 + modality[row], (category.max() + 1 + source) * 4 + modality]
-    return np.r_[groups[row], groups], pd.factorize(label)[0]
+    return np.r_[groups[row], groups].astype(np.int32), pd.factorize(label)[0].astype(np.int32)
 
 # %% ../nbs/02_records.ipynb #d2f12fdb
 def split_by_patient(
