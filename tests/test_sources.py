@@ -502,7 +502,7 @@ TINY = {"images.size": 48, "encoders.image_model": "resnet10t", "encoders.image_
 
 @pytest.mark.slow
 def test_full_runs_to_its_report_on_replicas(tmp_path, cli):
-    root = all_replicas(tmp_path / "sets", 1)
+    root = all_replicas(tmp_path / "sets")          # two per class: chapter 14 wants two test rows
     shutil.rmtree(root / "deepeyenet")
     words = [w for k, v in {**TINY, "sources.sets": "[]", "sources.root": root}.items() for w in ("--set", f"{k}={v}")]
     done = cli("run", "--profile", "full", "--run-dir", tmp_path / "run", "--only", "05", "06", "13", "14", "15", "21", *words, timeout=2400,
