@@ -1,9 +1,10 @@
 """The measurements that need more time than a demo: `make study`.
 
 Each part is resumable (runs go on where they stopped, a part with unchanged code is not measured again) and writes flat
-`name: value` pairs into benchmarks/results/study.json as soon as it is done. `--only phantoms learnability` picks parts.
+`name: value` pairs into benchmarks/results/study.json as soon as it is done. `--only atlas records` picks parts. The parts
+that measure one chapter live beside this file (`atlas.py`, `captions.py` …), each with a function `measure() -> dict`.
 """
-import argparse, os, platform, subprocess, sys, time
+import argparse, hashlib, importlib, os, platform, subprocess, sys, time
 from pathlib import Path
 
 import pandas as pd
@@ -34,10 +35,10 @@ def run_facts(manifest):
                 seconds=round(sum(c["seconds"] for c in manifest["chapters"].values())))
 
 
-def phantoms():
+def spark():
     "Demonstration 1: three variants, three seeds; zero-shot ACA by modality, coarse and fine, and the gains paired by seed."
     from keepfit_nb.report import overview_rows, read_results
-    folder = "runs/study_phantoms"
+    folder = "runs/study_spark"
     manifest = chain("demo", folder, "--set", "seeds=[0, 1, 2]", "--only", *NEEDED)
     rows = read_results(project_root() / folder)
     values = run_facts(manifest)
@@ -84,39 +85,42 @@ def learnability():
     values = {}
     for modality, render in (("CFP", render_fundus), ("FFA", render_angiogram), ("OCT", render_oct)):
         start = time.time()
-        found = measure(render, modality, n_train=2000, n_test=400, size=64, steps=600, seed=0)
+        found = measure(render, modality, n_train=4000, n_test=800, size=64, steps=1200, seed=0)
         values |= {f"{modality}.{k}": v for k, v in found.items()} | {f"{modality}.seconds": round(time.time() - start)}
         print("learnability", modality, found, flush=True)
     return values
 
 
-def speed():
-    "Images a second on one core, recorded with the machine."
-    import cv2
-    from keepfit_nb.angiography import render_angiogram
-    from keepfit_nb.eye import sample_eye
-    from keepfit_nb.fundus import render_fundus
-    from keepfit_nb.oct import render_oct
-    cv2.setNumThreads(1)
-    values = dict(machine=f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
-    for name, render, disease in (("cfp", render_fundus, "diabetic retinopathy"), ("ffa", render_angiogram, "diabetic retinopathy"), ("oct", render_oct, "macular hole")):
-        for size, count in ((128, 120), (512, 12)):
-            eyes = [sample_eye(i, disease) for i in range(count)]
-            render(eyes[0], size); start = time.process_time()
-            for eye in eyes: render(eye, size)
-            values[f"{name}{size}_per_second"] = round(count / (time.process_time() - start), 1)
-    return values
+def measured(*names):
+    "A part that is measured by files beside this one: their `measure()` joined, with the machine and the time."
+    def part():
+        values = dict(machine=f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
+        for name in names:
+            start = time.time()
+            found = importlib.import_module(name).measure()
+            if found: values |= {k: v for k, v in found.items()} | {f"{name}.took_seconds": round(time.time() - start)}
+        return values if len(values) > 1 else {}
+    return part
 
 
-PARTS = dict(speed=speed, learnability=learnability, phantoms=phantoms, real=real)
-MODULES = dict(speed=("oct", "angiography", "fundus"), learnability=("oct", "angiography", "fundus"))     # chains check themselves
+PARTS = dict(records=measured("records_million"), phantoms=measured("captions", "phantom_speed"), atlas=measured("atlas"),
+             realism=measured("realism"), learnability=learnability, spark=spark, real=real)
+CAMERAS = ("fundus", "angiography", "oct")
+MODULES = dict(records=("records",), phantoms=("captions", *CAMERAS), atlas=("atlas", "pages"), realism=CAMERAS, learnability=CAMERAS)    # chains check themselves
+
+
+def code_of(part):
+    "Fingerprint of what a part measures and how; empty for the chains, which check themselves."
+    files = [Path(__file__).parent / f"{n}.py" for n in dict(records=["records_million"], phantoms=["captions", "phantom_speed"]).get(part, [part])]
+    own = [hashlib.sha256(f.read_bytes()).hexdigest()[:6] for f in files if f.exists()]
+    return "-".join([source_fingerprint(m)[:6] for m in MODULES[part]] + own) if part in MODULES else ""
 
 
 def main():
     ask = argparse.ArgumentParser(description=__doc__)
     ask.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS))
     for part in ask.parse_args().only:
-        code = "-".join(source_fingerprint(m)[:6] for m in MODULES.get(part, ()))
+        code = code_of(part)
         if code and read_json(RESULTS, {}).get(f"{part}.code") == code: print(f"{part}: measured with this code already"); continue
         print(f"== {part}", flush=True)
         values = PARTS[part]()
