@@ -338,7 +338,7 @@ def apply_decisions(
     notes = [f"rejected by the reviewer: {decisions[i]['note'] or 'no note'}" for i in gone.id]
     return out[verdict != "reject"].reset_index(drop=True), pd.DataFrame(dict(page=gone.page, bbox=gone.bbox, reason=notes)).reset_index(drop=True)
 
-# %% ../nbs/04_atlas.ipynb #9d2ba2db
+# %% ../nbs/04_atlas.ipynb #1536343e
 def show_pairs(
     pairs: pd.DataFrame,
     folder: str | Path,            # where their images/ lie
@@ -346,6 +346,9 @@ def show_pairs(
 ):                                 # a matplotlib figure
     "The pairs as a grid: each panel beside its words."
     import matplotlib.pyplot as plt, textwrap
+    from matplotlib import font_manager
+    face = resource("data", "fonts", "hei.ttf"); font_manager.fontManager.addfont(face)
+    family = ["DejaVu Sans", font_manager.FontProperties(fname=face).get_name()]
     lines = math.ceil(len(pairs) / columns)
     fig, axes = plt.subplots(lines, 2 * columns, figsize=(4.6 * columns, 1.75 * lines), squeeze=False)
     for ax in axes.flat: ax.axis("off")
@@ -353,8 +356,9 @@ def show_pairs(
         picture, words = axes[k // columns, 2 * (k % columns): 2 * (k % columns) + 2]
         picture.imshow(plt.imread(Path(folder) / row["image"]), cmap="gray")
         picture.set_title(f"{row['figure']}{row['panel'] and ' ' + row['panel']} · {row['modality']} · {row['score']:.2f}", fontsize=8)
-        text = f"[{row['shared']}] {row['caption']}" if row["shared"] else row["caption"]
-        words.text(0, 1, textwrap.fill(text or "(Chinese only)", 38)[:330], fontsize=7, va="top", transform=words.transAxes)
+        text = [" ".join(t for t in (row["shared" + l], row["caption" + l]) if t) for l in ("", "_zh")]
+        text = "\n".join(textwrap.fill(t, n)[:330] for t, n in zip(text, (40, 24)) if t)
+        words.text(0, 1, text, fontsize=7, va="top", transform=words.transAxes, family=family)
     fig.tight_layout(); return fig
 
 # %% ../nbs/04_atlas.ipynb #5133161a

@@ -79,7 +79,7 @@ def page_chars(
     tp.close()
     return chars, turned
 
-# %% ../nbs/03h_layout.ipynb #ab4a3579
+# %% ../nbs/03h_layout.ipynb #9a73b8e0
 @dataclass(frozen=True)
 class Line:
     "A line of print. Raised digits are written ¹²³, so that a mark of citation stays one."
@@ -91,9 +91,9 @@ class Line:
 
     @property
     def zh(self) -> bool:
-        "Is it Chinese? A seventh of its signs suffices: Chinese lines are full of Latin abbreviations."
+        "Is it Chinese? A seventh of its signs suffices (Chinese is full of Latin abbreviations), or a Chinese mark on a short line."
         signs = re.sub(r"[\s\d\W]", "", self.text)
-        return bool(signs) and len(CJK.findall(signs)) >= len(signs) / 7
+        return bool(signs) and (len(CJK.findall(signs)) >= len(signs) / 7 or len(signs) < 12 and bool(re.search("[。、，；：（）]", self.text)))
 
 # %% ../nbs/03h_layout.ipynb #4d4847f5
 CJK = re.compile(r"[\u3400-\u9fff]")
