@@ -3,8 +3,8 @@
 Needs the folder of real images ($KEEPFIT_REAL); without it `measure` says so and returns nothing. Only numbers leave it.
 
 What was chosen where: the cameras' colours (chapter 03a, `TINTS`), their blur and vignette were set by statistics of the real
-*train* split. Network, augmentation, number of steps and normalisation of colours were chosen on phantoms alone. No test image took
-part in any choice. Training sees phantoms only; "adapted" means that the batch statistics of the trained network, and nothing else,
+*train* split. Blur, haze, grain and the boldness of lesions were also adjusted after looking at transfer to the real train split.
+Network, augmentation, steps and normalisation were set once, not searched. No test image guided a choice. Training sees phantoms only; "adapted" means that the batch statistics of the trained network, and nothing else,
 were taken anew from the unlabelled real train images of the same source.
 """
 import csv, json, os
