@@ -1,4 +1,4 @@
-"""The healthy slice: what does not fit in chapter 03c_layers."""
+"""The healthy slice: what does not fit in chapter 03c.1_layers."""
 import numpy as np, pytest
 from keepfit_nb.eye import sample_eye
 from keepfit_nb.layers import (BLOOD, FRAMES, INNER, LAYERS, MM, boundaries, crossings, healthy, nuisances, paint_layers, photograph, scan_line, settle, speckle,

@@ -1,4 +1,4 @@
-"Chapter 04e beyond its notebook: layouts written out by hand, published lists path by path, and strangers' files."
+"Chapter 05.3 beyond its notebook: layouts written out by hand, published lists path by path, and strangers' files."
 import ast, csv, json
 from pathlib import Path
 

@@ -206,6 +206,6 @@ def test_the_sample_that_ships():
 
 
 def test_stage(tmp_path):
-    run = open_run("03g_pages", "smoke", tmp_path, overrides={"pages": {"pages": 3, "scanned": 1, "size": 64}})
-    folder = run.need("03g_pages"); truth = read_json(folder / "truth.json"); metrics = read_json(folder / "metrics.json")
+    run = open_run("03f_pages", "smoke", tmp_path, overrides={"pages": {"pages": 3, "scanned": 1, "size": 64}})
+    folder = run.need("03f_pages"); truth = read_json(folder / "truth.json"); metrics = read_json(folder / "metrics.json")
     assert [p["scanned"] for p in truth["pages"]] == [False, False, True] and metrics["panels"] == len(truth["pairs"]) == len(list((folder / "panels").iterdir()))

@@ -1,4 +1,4 @@
-"Chapter 01b beyond what the notebook shows: recall on invented people, false alarms on real tables, metadata of every kind."
+"Chapter 02.2 beyond what the notebook shows: recall on invented people, false alarms on real tables, metadata of every kind."
 import random, re
 
 import pandas as pd, pydicom, pytest

@@ -1,4 +1,4 @@
-"The phrase files and their language: what does not fit in chapter 03c_phrases."
+"The phrase files and their language: what does not fit in chapter 03d.1_phrases."
 import re, shutil
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"Chapter 01a beyond what the notebook shows: every kind of hostile file, DICOM in its many forms, fuzzing."
+"Chapter 02.1 beyond what the notebook shows: every kind of hostile file, DICOM in its many forms, fuzzing."
 import io, os, struct
 
 import numpy as np, pydicom, pytest

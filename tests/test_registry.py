@@ -1,4 +1,4 @@
-"Chapter 04d beyond its notebook: every fact has a source, every class a name, and a wrong file says where."
+"Chapter 05.2 beyond its notebook: every fact has a source, every class a name, and a wrong file says where."
 import json, re
 
 import pytest, yaml

@@ -1,4 +1,4 @@
-"Chapter 04f beyond its notebook: each set read from its miniature and recognised among all the others."
+"Chapter 05.4 beyond its notebook: each set read from its miniature and recognised among all the others."
 from collections import Counter
 from pathlib import Path
 import hashlib

@@ -1,4 +1,4 @@
-"Chapter 04c beyond its notebook: tables and folders as strangers leave them."
+"Chapter 05.1 beyond its notebook: tables and folders as strangers leave them."
 import codecs, csv, io, json, os, zipfile
 from pathlib import Path
 
