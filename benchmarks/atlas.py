@@ -2,7 +2,7 @@
 
     python benchmarks/atlas.py [--text 160] [--scanned 40] [--seed 100] [--folder DIR]
 
-`measure()` returns flat names for the study. HELDOUT and FOREIGN are those of chapter 03g; nothing is tuned here.
+`measure()` returns flat names for the study. HELDOUT and FOREIGN are those of chapter 03f; nothing is tuned here.
 """
 import argparse, json, sys, tempfile, time
 from pathlib import Path

@@ -98,15 +98,16 @@ def measured(*names):
         for name in names:
             start = time.time()
             found = importlib.import_module(name).measure()
-            if found: values |= {k: v for k, v in found.items()} | {f"{name}.took_seconds": round(time.time() - start)}
+            if found: values |= {NAMES.get((name, k), k): v for k, v in found.items()} | {f"{name}.took_seconds": round(time.time() - start)}
         return values if len(values) > 1 else {}
     return part
 
 
+NAMES = {("captions", "consistency"): "caption_consistency"}      # (file, its name) → the name in the study
 PARTS = dict(records=measured("records_million"), phantoms=measured("captions", "phantom_speed"), atlas=measured("atlas"),
              realism=measured("realism"), learnability=learnability, spark=spark, real=real)
 CAMERAS = ("fundus", "angiography", "oct")
-MODULES = dict(records=("records",), phantoms=("captions", *CAMERAS), atlas=("atlas", "pages"), realism=CAMERAS, learnability=CAMERAS)    # chains check themselves
+MODULES = dict(records=("records", "leaks"), phantoms=("captions", "reading", *CAMERAS), atlas=("atlas", "pages"), realism=CAMERAS, learnability=CAMERAS)    # chains check themselves
 
 
 def code_of(part):

@@ -273,7 +273,7 @@ def match_pairs(pairs: pd.DataFrame, truth: dict, least: float = .7) -> list[tup
 # %% ../nbs/04_atlas.ipynb #a773b748
 def score(
     pairs: pd.DataFrame,           # of `read_atlas`
-    truth: dict,                   # of the printer, chapter 03e
+    truth: dict,                   # of the printer, chapter 03f
     scanned: bool = False,         # allow 15 % of character errors instead of 5 %
 ) -> dict:
     "Recall, precision, panel accuracy, modality accuracy and character errors. A pair is right when panel and words are."

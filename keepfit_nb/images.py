@@ -6,7 +6,7 @@
 __all__ = ['MAX_PIXELS', 'FORMATS', 'ROLES', 'eight_bit', 'rgb_array', 'decode', 'foreground_box', 'foreground_crop',
            'resize_pad', 'preprocess', 'Settings', 'check_space', 'make_cache', 'build', 'ImageCache', 'Augment']
 
-# %% ../nbs/06_images.ipynb #bed4d869
+# %% ../nbs/06_images.ipynb #b4486b80
 import csv, errno, io, json, os, shutil, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +19,7 @@ from PIL import Image, ImageFilter, ImageOps
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
+from .pictures import is_dicom, open_image, split_frame
 from .profiles import nearest, read_json, stage, write_json
 
 # %% ../nbs/06_images.ipynb #b4d28542
@@ -92,9 +93,9 @@ def _read_file(source, where: str) -> np.ndarray:
     except Exception as e:                                        # what broken files raise differs from format to format
         raise ValueError(f"{where}: is cut short or damaged ({type(e).__name__}: {e}); fetch the file again") from None
 
-# %% ../nbs/06_images.ipynb #d069f74f
+# %% ../nbs/06_images.ipynb #a4871778
 def decode(
-    image,            # path, bytes, Pillow image, numpy array or torch tensor of one picture
+    image,            # path (`scan.dcm#3`: frame 3 of a DICOM file), bytes, Pillow image, numpy array or torch tensor of one picture
 ) -> np.ndarray:      # uint8 (H,W,3), memory of its own
     "Any picture as upright 8-bit RGB. ValueError names what is wrong; FileNotFoundError for a missing file. (ours)"
     if isinstance(image, Image.Image): return _from_pillow(image, "picture")
@@ -107,10 +108,12 @@ def decode(
         return _read_file(io.BytesIO(image), "bytes")
     if not isinstance(image, (str, os.PathLike)):
         raise ValueError(f"a picture of type {type(image).__name__}: pass a path, bytes, a Pillow image, an array or a tensor")
-    path = Path(image).expanduser()
+    asked = Path(image).expanduser()
+    name, frame = split_frame(asked); path = Path(name)
     if not path.exists(): raise FileNotFoundError(f"no picture at '{path}': check the path (and the working directory)")
     if path.is_dir(): raise ValueError(f"'{path}': is a folder, not a picture")
     if not path.stat().st_size: raise ValueError(f"'{path}': is empty (0 bytes); fetch the file again")
+    if frame is not None or is_dicom(path): return rgb_array(np.asarray(open_image(asked)), f"'{asked}'")     # chapter 02.1
     return _read_file(path, f"'{path}'")
 
 # %% ../nbs/06_images.ipynb #71d2c76a

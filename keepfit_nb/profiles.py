@@ -80,10 +80,10 @@ def nearest(name: str, options: Iterable[str], what: str = "name") -> str:
     known = ", ".join(options[:40]) + (" …" if len(options) > 40 else "")
     return f"unknown {what} {str(name)!r}" + (f"; did you mean {hint!r}?" if hint else ";") + f" Known: {known or 'none'}"
 
-# %% ../nbs/00_profiles.ipynb #78cacaf7
+# %% ../nbs/00_profiles.ipynb #53d1ed12
 def module_of(chapter: str) -> str:
-    "Module name of a chapter: `03a_fundus` → `fundus`."
-    return re.sub(r"^\d+[a-z]?_", "", chapter)
+    "Module name of a chapter: `03a_fundus` → `fundus`, `05.1_tables` → `tables`."
+    return re.sub(r"^\d+[a-z]?(\.\d+)?_", "", chapter)
 
 def chapters() -> dict[str, Path]:
     "All chapters in reading order: name → notebook file."

@@ -7,7 +7,7 @@ __all__ = ['PARAMETERS', 'app', 'sources_app', 'MANY', 'IMAGE_FILES', 'chapter_c
            'check_profile', 'check_room', 'preflight', 'choose', 'chapter_key', 'unchanged', 'execute', 'commit',
            'new_manifest', 'open_folder', 'run_chain', 'point_latest', 'begin', 'latest_run', 'finish_report', 'spread',
            'parse_set', 'run_command', 'load_model', 'classify', 'embed', 'embed_files', 'write_embeddings',
-           'sources_list', 'report', 'doctor', 'main', 'tiny_chain', 'check_runner']
+           'sources_list', 'sources_check', 'sources_fetch', 'report', 'doctor', 'main', 'tiny_chain', 'check_runner']
 
 # %% ../nbs/22_running.ipynb #e4aa41ed
 import ast, contextlib, hashlib, importlib, json, os, shutil, signal, subprocess, sys, time
@@ -329,13 +329,34 @@ def write_embeddings(rows: list[tuple], folder: Path, output: Path) -> None:
     pd.DataFrame({"image": [g[0] for g in good], "embedding": [g[1].tolist() for g in good]}).to_parquet(part)
     os.replace(part, output); print(f"{len(good)} embeddings of {len(good[0][1])} numbers in {output}")
 
-# %% ../nbs/22_running.ipynb #1a08aba6
+# %% ../nbs/22_running.ipynb #052c606f
 @sources_app.command("list")
-def sources_list(as_json: Annotated[bool, typer.Option("--json", help="machine-readable")] = False):
+def sources_list(as_json: Annotated[bool, typer.Option("--json", help="everything, with the source of each fact")] = False,
+                 role: Annotated[str, typer.Option(help="elite, public, evaluation or text")] = ""):
     "Every data set the kit knows: what it is, how to get it."
-    table = importlib.import_module("keepfit_nb.sources").list_sources()
-    print(table.to_json(orient="records", indent=1, force_ascii=False) if as_json else table.to_string(index=False, max_colwidth=44))
+    registry = importlib.import_module("keepfit_nb.registry")
+    table = registry.list_sources(role)
+    if as_json: print(json.dumps([s for s in registry.registry_json()["sources"] if s["name"] in set(table.name)], indent=1, ensure_ascii=False))
+    else: print(table.drop(columns=["address", "note"]).to_string(index=False, max_colwidth=44, na_rep="?"))
 
+@sources_app.command("check")
+def sources_check(folder: Annotated[Path, typer.Argument(help="where a set was unpacked")],
+                  name: Annotated[str, typer.Option(help="which set it is; left out: found out")] = ""):
+    "Which set lies in a folder, what is there and what is missing. Exit code 1 when images are missing."
+    report = importlib.import_module("keepfit_nb.replicas").check_folder(folder, name)
+    for key, value in report.items(): print(f"{key:11}{value}")
+    if report["missing"]: raise typer.Exit(1)
+
+@sources_app.command("fetch")
+def sources_fetch(name: Annotated[str, typer.Argument(help="a set of the registry")],
+                  to: Annotated[Path, typer.Option(help="folder; default: sets/<name> in the data folder")] = None,
+                  url: Annotated[str, typer.Option(help="your own link, for a set behind a door")] = "",
+                  sha256: Annotated[str, typer.Option(help="the file's hash, if you know it")] = ""):
+    "Fetch a set that may be fetched, checked and resumable; for the others, what to do to get them."
+    done = importlib.import_module("keepfit_nb.download").fetch(name, to, url, sha256)
+    print(f"in {done['folder']}:", *done["files"], "SHA-256 " + ", ".join(done["sha256"]), sep="\n  ")
+
+# %% ../nbs/22_running.ipynb #3dd041de
 @app.command()
 def report(run_dir: Annotated[Path, typer.Argument(help="folder of a run")]):
     "Write the report of a run again, from its manifests."

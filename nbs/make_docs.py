@@ -27,7 +27,7 @@ def write_html(folder):
     exporter = HTMLExporter(config=CLEAN, template_name="lab")
     for path in [ROOT / "nbs" / "index.ipynb", *sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))]:
         page, _ = exporter.from_filename(str(path))
-        page = re.sub(r'href="(?!https?:)([\w/-]+)\.ipynb"', r'href="\1.html"', page)
+        page = re.sub(r'href="(?!https?:)([\w./-]+)\.ipynb"', r'href="\1.html"', page)
         (folder / f"{path.stem}.html").write_text(page, encoding="utf-8")
     return len(list(folder.glob("*.html")))
 

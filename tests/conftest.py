@@ -7,7 +7,14 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")   # waiting threads do not burn the core that another process needs
+os.environ.setdefault("OMP_NUM_THREADS", "1")       # two processes share two cores
 os.environ.setdefault("HF_HUB_OFFLINE", "1")          # no test reaches for a hub
+
+
+def pytest_collection_modifyitems(items):
+    "Two processes share the tests; those that read the smoke run stay together, so that it runs once."
+    for item in items:
+        if "smoke_run" in getattr(item, "fixturenames", ()): item.add_marker(pytest.mark.xdist_group("smoke"))
 
 
 @pytest.fixture(scope="session")

@@ -72,12 +72,12 @@ def test_letters_are_burned_where_they_should():
 
 
 def test_casts_are_varied_and_true():
-    casts = [make_cast(np.random.default_rng([3, s]), 32) for s in range(70)]
+    casts = [make_cast(np.random.default_rng([3, s]), 32) for s in range(50)]
     assert {len(c.panels) for c in casts} >= {1, 2, 3, 4} and {p.modality for c in casts for p in c.panels} == {"CFP", "FFA", "OCT"}
     for c in casts:
         assert sorted(i for g in c.groups for i in g) == list(range(len(c.panels)))
         for g in c.groups: assert len({c.panels[i].caption for i in g}) == 1
-        if c.title: assert len({tuple(p.categories) for p in c.panels}) == 1 and c.title[:-1].lower() == c.panels[0].categories[0].lower()
+        if c.title: assert all(c.title[:-1].lower() in [x.lower() for x in p.categories] for p in c.panels)         # true of every panel
         assert all(p.caption.endswith(".") and p.caption_zh.endswith("。") and p.categories for p in c.panels)
     assert any(len(g) > 1 for c in casts for g in c.groups) and any(c.title for c in casts)
     again = make_cast(np.random.default_rng([3, 5]), 32); assert all(np.array_equal(a.image, b.image) and a.caption == b.caption for a, b in zip(again.panels, casts[5].panels))

@@ -324,3 +324,16 @@ def test_crop_and_pixels_on_real_images():
             h, w = M.foreground_crop(a).shape[:2]
             assert h >= a.shape[0] / 3 and w >= a.shape[1] / 3, source
             assert torch.equal(M.preprocess(real_folder() / p, 64), M.preprocess(a, 64)), source
+
+
+def test_a_frame_of_a_dicom_file_is_a_picture(tmp_path):
+    import pydicom
+    frames = np.random.default_rng(0).integers(0, 255, (3, 20, 30), dtype=np.uint8)
+    ds = pydicom.Dataset(); ds.file_meta = pydicom.dataset.FileMetaDataset(); ds.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    ds.SOPClassUID, ds.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.77.1.5.4", "1.2.3"
+    ds.Rows, ds.Columns, ds.NumberOfFrames, ds.SamplesPerPixel, ds.PhotometricInterpretation = 20, 30, 3, 1, "MONOCHROME2"
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation, ds.PixelData = 8, 8, 7, 0, frames.tobytes()
+    ds.save_as(tmp_path / "scan.dcm", enforce_file_format=True)
+    assert (M.decode(tmp_path / "scan.dcm#2") == frames[2][..., None]).all()
+    with pytest.raises(ValueError, match="frame"): M.decode(tmp_path / "scan.dcm#9")
+    with pytest.raises(FileNotFoundError): M.decode(tmp_path / "none.dcm#1")

@@ -20,7 +20,7 @@ digest = lambda folder: {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes
 @pytest.fixture(scope="module")
 def books(tmp_path_factory):
     "One small atlas of each group."
-    return {g: make_atlas(tmp_path_factory.mktemp(g), 3 * len(t), 5, t, **SMALL) for g, t in GROUPS.items()}
+    return {g: make_atlas(tmp_path_factory.mktemp(g), max(4, 2 * len(t)), 5, t, **SMALL) for g, t in GROUPS.items()}
 
 
 def page_texts(pdf) -> list[str]:
@@ -189,8 +189,8 @@ def test_long_captions_of_phantoms_fit_every_house(tmp_path, monkeypatch):
     import keepfit_nb.figures as F
     monkeypatch.setattr(F, "caption", lambda *a, real=F.caption: " ".join([real(*a)] * 3) if "zh" not in a else real(*a) * 3)
     for g, t in GROUPS.items():
-        atlas = make_atlas(tmp_path / g, 2 * len(t), 2, t, size=48, keep=False)
-        assert len(atlas.truth["pages"]) == 2 * len(t) and len(atlas.truth["pairs"]) > len(t)
+        atlas = make_atlas(tmp_path / g, len(t) + 1, 2, t, size=48, keep=False)
+        assert len(atlas.truth["pages"]) == len(t) + 1 and len(atlas.truth["pairs"]) > len(t)
         for line in (l for p in atlas.truth["pages"] for l in p["lines"]): assert line.strip()
 
 
@@ -206,6 +206,6 @@ def test_the_sample_that_ships():
 
 
 def test_stage(tmp_path):
-    run = open_run("03g_pages", "smoke", tmp_path, overrides={"pages": {"pages": 3, "scanned": 1, "size": 64}})
-    folder = run.need("03g_pages"); truth = read_json(folder / "truth.json"); metrics = read_json(folder / "metrics.json")
+    run = open_run("03f_pages", "smoke", tmp_path, overrides={"pages": {"pages": 3, "scanned": 1, "size": 64}})
+    folder = run.need("03f_pages"); truth = read_json(folder / "truth.json"); metrics = read_json(folder / "metrics.json")
     assert [p["scanned"] for p in truth["pages"]] == [False, False, True] and metrics["panels"] == len(truth["pairs"]) == len(list((folder / "panels").iterdir()))

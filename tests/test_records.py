@@ -241,3 +241,73 @@ def test_whatever_comes_in_becomes_a_record_or_has_a_reason(rows):
 def test_no_bytes_can_crash_the_look_at_a_file(content, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / "fuzz.bin"; path.write_bytes(content)
     assert check_image(path).startswith("image: ")
+
+
+def test_rows_may_come_from_a_generator_in_pieces(folder, monkeypatch):
+    rows = good_rows() + [dict(image="nowhere.jpg", modality="CFP"), dict(image="0.jpg", modality="CFP", categories=["normal"], patient="0"), dict(image="", modality="RED-FREE")]
+    whole = validate(rows, folder, max_quarantined=.2); monkeypatch.setattr(R, "CHUNK", 7)
+    for given_ in (iter(rows), pd.DataFrame(rows), rows):
+        kept, quarantine, counts = validate(given_, folder, max_quarantined=.2)
+        assert kept[:] == whole[0][:] and quarantine.equals(whole[1]) and counts == whole[2]
+    assert validate(whole[0], check_images=False)[0][:] == whole[0][:]
+    with pytest.raises(ValueError, match="row 12 is a list"): validate(iter(good_rows(12) + [["b", "CFP"]]), folder)
+
+
+def test_notes_in_files_and_labels_that_name_somebody_are_refused(folder, tmp_path):
+    exif = Image.Exif(); exif[0x013B] = "somebody"; Image.new("RGB", (24, 24)).save(tmp_path / "owned.jpg", exif=exif)
+    rows = good_rows() + [dict(image=str(tmp_path / "owned.jpg"), modality="CFP"), dict(image="whole.jpg", modality="CFP", attributes=["patient name: x"]),
+                          dict(image="whole.png", modality="CFP", categories=["Mrs. Oyelaran"])]
+    kept, quarantine, counts = validate(rows, folder, max_quarantined=.2)
+    assert quarantine.reason.tolist() == ["image: personal data (EXIF Artist: names a person)", "attributes: personal data (looks like a person's name)",
+                                          "categories: personal data (looks like a person's name)"] and counts["personal"] == 3
+
+
+def test_dicom_frames_are_records_of_their_own(tmp_path):
+    import pydicom
+    from pydicom import uid
+    ds = pydicom.Dataset(); ds.file_meta = pydicom.dataset.FileMetaDataset(); ds.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
+    ds.SOPClassUID, ds.SOPInstanceUID, ds.Rows, ds.Columns, ds.NumberOfFrames = uid.OphthalmicTomographyImageStorage, uid.generate_uid(), 16, 16, 3
+    ds.SamplesPerPixel, ds.PhotometricInterpretation, ds.PixelRepresentation, ds.BitsAllocated, ds.BitsStored, ds.HighBit = 1, "MONOCHROME2", 0, 8, 8, 7
+    ds.PixelData = bytes(16 * 16 * 3); ds.save_as(tmp_path / "v.dcm", enforce_file_format=True)
+    kept, quarantine, _ = validate([dict(image=f"v.dcm#{i}", modality="OCT") for i in range(4)], tmp_path, max_quarantined=.5)
+    assert len(kept) == 3 and quarantine.reason.tolist() == ["image: has 3 frames, not 4"]
+    assert len(leak_report(kept.select([0]), kept.select([1]))) == 2                         # two frames of one file: same file, same bytes
+
+
+def off(ds, name, fraction):
+    "Rows by which each label misses its share."
+    frame = ds.to_pandas(); labels = frame.explode("categories").fillna({"categories": ""})
+    return ((labels.split == name).groupby([labels.modality, labels.categories]).sum() - fraction * labels.groupby(["modality", "categories"]).size()).abs()
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**6), patients=st.integers(40, 300), classes=st.integers(1, 8), test=st.sampled_from([.1, .2, .3, .5]))
+def test_every_label_keeps_its_share_within_a_family_or_two(seed, patients, classes, test):
+    rng = np.random.default_rng(seed); own = [[f"label {i}" for i in range(classes) if rng.random() < .5 ** (i + 1)] for _ in range(patients)]
+    rows = [dict(image=f"{p}_{e}.png", modality="CFP", patient=str(p), source=f"s{p % 3}", categories=own[p]) for p in range(patients) for e in range(rng.integers(1, 4))]
+    out = split_by_patient(validate(rows, check_images=False)[0], {"train": 1 - test, "test": test}, seed)
+    frame = out.to_pandas(); assert (frame.groupby("patient").split.nunique() == 1).all()
+    assert off(out, "test", test).max() <= 6                                                  # two families of three images
+
+
+def test_stratified_is_steadier_than_patients_at_random():
+    ds = multi_label(400, 3); rng = np.random.default_rng(0); patient = ds["patient"][:]
+    draw = lambda: {p: "test" if rng.random() < .2 else "train" for p in dict.fromkeys(patient)}
+    chance = []
+    for _ in range(10):
+        place = draw(); chance.append(off(ds.remove_columns("split").add_column("split", [place[p] for p in patient]), "test", .2).mean())
+    assert np.mean([off(split_by_patient(ds, seed=s), "test", .2).mean() for s in range(5)]) < .5 * np.mean(chance)
+
+
+def test_a_class_with_one_patient_goes_to_the_larger_split():
+    ds = validate([dict(image=f"{i}.png", modality="CFP", patient=str(i), categories=[f"only {i}"]) for i in range(12)], check_images=False)[0]
+    assert split_by_patient(ds, {"train": .8, "test": .2}, 3)["split"][:].count("train") >= 8
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_records_in_little_memory(root):
+    "The benchmark of a million, at a tenth: it runs, and its memory stays below the million's limit."
+    import subprocess, sys
+    done = subprocess.run([sys.executable, root / "benchmarks" / "records_million.py", "100000"], capture_output=True, text=True, cwd=root, env={**os.environ, "PYTHONPATH": str(root)})
+    assert done.returncode == 0, done.stderr[-2000:]
+    told = json.loads(done.stdout.strip().splitlines()[-1]); assert told["rows"] == 100_000 and told["peak_mb"] < 1024 and told["total_seconds"] > 0

@@ -53,6 +53,11 @@ def test_parameters_tag_survives_cleaning(tmp_path):
     assert tags.count(["parameters"]) == 1
 
 
+def test_every_chapter_has_a_number_of_its_own():
+    numbers = [p.stem.split("_")[0] for p in CHAPTERS]
+    assert len(set(numbers)) == len(numbers), sorted(n for n in numbers if numbers.count(n) > 1)
+
+
 @pytest.mark.parametrize("path", CHAPTERS, ids=name)
 def test_chapter_form(path):
     cells = json.loads(path.read_text())["cells"]

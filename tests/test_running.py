@@ -76,6 +76,17 @@ def test_sources_list(cli):
     assert any(row["name"] == "phantoms" for row in json.loads(cli("sources", "list", "--json").stdout))
 
 
+def test_sources_check_and_fetch(cli, tmp_path):
+    from keepfit_nb.replicas import make_replica
+    made = make_replica("FIVES", tmp_path / "sets", 1)
+    done = cli("sources", "check", made); assert done.returncode == 0 and "FIVES" in done.stdout, done.stderr
+    next(p for p in sorted(made.rglob("*")) if p.suffix in (".png", ".jpg")).unlink()
+    done = cli("sources", "check", made, "--name", "FIVES"); assert "missing" in done.stdout
+    done = cli("sources", "check", tmp_path / "nowhere"); assert done.returncode == 2 and "nowhere" in done.stderr and "Traceback" not in done.stderr
+    done = cli("sources", "fetch", "LAG"); assert done.returncode == 2 and "write to its owners" in done.stderr and "--url" in done.stderr
+    done = cli("sources", "fetch", "LAGG"); assert done.returncode == 2 and "did you mean" in done.stderr
+
+
 def test_classify_and_embed(smoke_run, cli, tmp_path):
     import pandas as pd
     model, images = smoke_run / "13_pretraining", tmp_path / "mine"; images.mkdir()
