@@ -117,10 +117,10 @@ Spans = Sequence[tuple[str, str]]      # (style, text)
 # %% ../nbs/03f.1_typesetting.ipynb #5dadeebb
 @functools.lru_cache(1 << 14)
 def plainer(char: str, kind: Type, style: str = "") -> str:
-    "The character, or a plain one in its place where the face has none: a hyphen for a dash, c for ç."
+    "The character, or a plain one in its place where the face has none: a hyphen for a dash, c for ç, III for Ⅲ."
     if char.isspace() or has_glyph(char, kind.latin, style) or has_glyph(char, kind.cjk, style): return char
-    base = PLAIN.get(char) or unicodedata.normalize("NFKD", char)[0]
-    return base if has_glyph(base[0], kind.latin, style) else char
+    base = PLAIN.get(char) or "".join(c for c in unicodedata.normalize("NFKD", char) if not unicodedata.combining(c))
+    return base if base and all(has_glyph(c, kind.latin, style) for c in base) else char
 
 def pieces(spans: Spans, kind: Type) -> list[Piece]:
     "Cut spans of text into what a line may break between."

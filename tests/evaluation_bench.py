@@ -39,8 +39,8 @@ def make_bench(folder: Path, per_class=12, models=(("keepfit", 0), ("start", 0))
 
 
 class FakeModel:
-    "Knows four words; a sentence is the mean of theirs."
-    words = {"normal": 0, "glaucoma": 1, "macular hole": 2, "large": 5}
+    "Knows a few words; a sentence is the mean of theirs."
+    words = {"normal": 0, "glaucoma": 1, "macular hole": 2, "very large": 5, "marked": 5}
     def embed_text(self, texts):
         out = np.full((len(texts), 8), 1e-3, np.float32)
         for row, text in zip(out, texts):
