@@ -47,7 +47,7 @@ def disturb(
 
 # %% ../nbs/04.6_modality.ipynb #a0bc7118
 @functools.cache
-def modality_model(n: int = 60, seed: int = 0):
+def modality_model(n: int = 120, seed: int = 0):
     "A logistic regression on `modality_features`, fitted on n phantoms of each modality, each disturbed in four ways."
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -60,7 +60,7 @@ def modality_model(n: int = 60, seed: int = 0):
         for i in range(n):
             image = render(sample_eye(7_000_000 + seed * 10_000 + i, names[i % len(names)]), m, 96)
             x += [modality_features(disturb(image, r)) for _ in range(4)]; y += [m] * 4
-    return make_pipeline(StandardScaler(), LogisticRegression(C=.3, max_iter=2000)).fit(np.array(x), y)
+    return make_pipeline(StandardScaler(), LogisticRegression(C=10, max_iter=5000)).fit(np.array(x), y)
 
 # %% ../nbs/04.6_modality.ipynb #0e0b3b83
 def classify_modality(

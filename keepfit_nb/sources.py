@@ -383,7 +383,7 @@ def all_sets(settings: Settings) -> tuple[list[SetSpec], dict]:
     sets, absent = list(settings.sets), {}
     if settings.root:
         root, named = expand(settings.root), {s.entry or s.name for s in sets}
-        if not root.is_dir(): raise FileNotFoundError(f"no folder at '{root}': check sources.root")
+        if not root.is_dir(): raise FileNotFoundError(f"no folder at '{root}': `keepfit-nb sources fetch NAME` puts public sets into data/cache/sets, one folder each; or name yours in sources.root")
         for source in load_registry().values():
             if not source.layout or source.name in named: continue
             place = root / slug(source.name)
