@@ -208,7 +208,7 @@ SURNAMES = ("王李张刘陈杨赵黄周吴徐孙胡朱高林何郭马罗梁宋�
 _SURNAME = rf"(?:欧阳|司马|上官|诸葛|东方|皇甫|尉迟|公孙|慕容|司徒|令狐|夏侯|[{SURNAMES}])"
 _HAN = "[\u4e00-\u9fff]"
 _ZH = re.compile(rf"(?:患者|病人|患儿|受检者|就诊者|家属)[:： ]?({_SURNAME}{_HAN}{{1,2}}?)(?=[,，。;；、\s(（]|男|女|因|于|\d|$)"
-                 rf"|({_SURNAME}某{{1,2}}|{_SURNAME}{_HAN}{{0,2}}(?:先生|女士|小姐|医生|教授|主任))|(?:^|[。;；])({_SURNAME}{_HAN}{{1,2}})[,， ]\s?[男女]")
+                 rf"|({_SURNAME}某{{1,2}}(?![一些个种处项段区侧层象限])|{_SURNAME}{_HAN}{{0,2}}(?:先生|女士|小姐|医生|教授|主任))|(?:^|[。;；])({_SURNAME}{_HAN}{{1,2}})[,， ]\s?[男女]")
 _ZH_FILE = re.compile(rf"(?<!{_HAN})({_SURNAME}{_HAN}{{1,2}})(?!{_HAN})")
 _SYLLABLE = ("(?:zh|ch|sh|[bpmfdtnlgkhjqxrzcsyw])?(?:iang|iong|uang|ang|eng|ing|ong|ian|iao|uai|uan|ai|ei|ao|ou|an|en|in|un|ia|ie|ua|uo|ui|iu"
              "|ue|a|o|e|i|u|v)")

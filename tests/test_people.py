@@ -151,3 +151,12 @@ def test_long_texts_take_no_long_time():
     for text in ("a" * 50_000, "A b " * 10_000, "1" * 20_000, "1-" * 10_000, "Name " * 5000, "王" * 20_000, " " * 20_000 + "x", "of " * 20_000):
         start = time.process_time(); personal_reason(text); personal_reason(text, True)
         assert time.process_time() - start < 20                                            # quadratic patterns would take minutes
+
+
+def test_captions_of_simulated_eyes_name_nobody():
+    from keepfit_nb.captions import caption
+    from keepfit_nb.phrases import LANGUAGES
+    from keepfit_nb.reading import many_eyes, pictures
+    told = [caption(eye, m, 0, language, phase) for eye in many_eyes(250, 5) for m, phase in pictures(eye) for language in LANGUAGES]
+    assert len(told) > 800 and [t for t in told if personal_reason(t)] == []
+    assert personal_reason("并见血管渗漏局限于某一节段。") == "" and personal_reason("于某某，右眼黄斑水肿。")
