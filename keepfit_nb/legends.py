@@ -157,8 +157,8 @@ def expand_keys(text: str) -> tuple[str, ...]:
         out += [chr(c) for c in range(ord(ends[0][0]), ord(ends[-1][0]) + 1)] if ends[0] and ends[-1] else []
     return tuple(dict.fromkeys(out))
 
-# %% ../nbs/04.4_legends.ipynb #e346582b
-_BARE = re.compile(r"(?<=[.;。；])\s?(?P<keys>[A-H])\s?(?=[A-Z][a-z]|[\u3400-\u9fff])")     # a mark that lost its comma in a scan
+# %% ../nbs/04.4_legends.ipynb #dcbbde93
+_BARE = re.compile(r"(?<=[.;。；])\s?(?P<keys>[A-H])(?=\s[A-Z]|\s?[\u3400-\u9fff])")     # a mark that lost its comma in a scan
 
 def _chain(marks: list[tuple[int, int, tuple[str, ...]]]) -> list[tuple[int, int, tuple[str, ...]]]:
     "The longest run of marks that counts A, B, C … without a gap: an article 'A' alone is none."

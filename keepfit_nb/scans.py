@@ -112,7 +112,7 @@ def _words(image: np.ndarray, languages: str, psm: int) -> list[dict]:
     d = pytesseract.image_to_data(image, lang=languages, config=f"--psm {psm} --dpi 300", output_type=pytesseract.Output.DICT)
     return [{k: d[k][i] for k in d} for i in range(len(d["text"])) if d["text"][i].strip() and float(d["conf"][i]) >= 0]
 
-# %% ../nbs/04.3_scans.ipynb #4d778a67
+# %% ../nbs/04.3_scans.ipynb #5aebff7f
 def text_lines(
     grey: np.ndarray,        # uint8 (height, width), straight, pictures painted over in white
     dpi: float,
@@ -134,7 +134,7 @@ def _apart(ink: np.ndarray, b: tuple, em: float) -> list[tuple]:
     x0, y0, x1, y1 = b; h = y1 - y0
     if h < 1.5 * em or x1 - x0 < 4 * h: return [b]
     rows = ink[y0:y1, x0:x1].sum(1); a = h // 4; cut = a + int(rows[a:h - a].argmin())
-    if rows[cut] > .2 * rows.mean(): return [b]
+    if rows[cut] > .45 * rows.mean(): return [b]
     return _apart(ink, (x0, y0, x1, y0 + cut), em) + _apart(ink, (x0, y0 + cut, x1, y1), em)
 
 def _on_one_line(a: tuple, b: tuple) -> bool:
@@ -167,8 +167,9 @@ def _mixed(words: list[dict], latin: list[dict]) -> list[dict]:
         if under and (mark or word): at = words.index(under[0]); words = [w for w in words if w not in under]; words.insert(at, l)
     return words
 
-# %% ../nbs/04.3_scans.ipynb #b1dd338e
+# %% ../nbs/04.3_scans.ipynb #677d5407
 _SMUDGE = re.compile(r"(?<=[\w.,)])[°®©™*”“\"»«§¢]+(?=[\s.,;:)]|$)")       # what tesseract makes of raised digits
+_ODD_C = re.compile(r"(?<=[;；.。，,]) ?[<＜〈《¢] ?(?=[:：])")                      # and of a c before a colon, in Chinese
 
 def ocr_lines(
     grey: np.ndarray,            # uint8 (height, width), straight, pictures painted over in white
@@ -189,7 +190,7 @@ def ocr_lines(
         if not r: continue
         words = max(r.values(), key=_sure)
         if CJK.search("".join(w["text"] for w in words)): words = _mixed(words, r.get("eng", []))
-        x0, y0, x1, y1 = (v * k for v in box); text = _SMUDGE.sub("", " ".join(w["text"] for w in words))
+        x0, y0, x1, y1 = (v * k for v in box); text = _ODD_C.sub(" c", _SMUDGE.sub("", " ".join(w["text"] for w in words)))
         out.append(Line(text, (x0, y0, x1, y1), .8 * (y1 - y0), y1, min(.99, _sure(words))))
     return out
 
