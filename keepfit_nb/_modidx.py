@@ -1177,6 +1177,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'keepfit_nb.running.write_embeddings': ('running.html#write_embeddings', 'keepfit_nb/running.py')},
             'keepfit_nb.scans': { 'keepfit_nb.scans.Page': ('04.3_scans.html#page', 'keepfit_nb/scans.py'),
                                   'keepfit_nb.scans._apart': ('04.3_scans.html#_apart', 'keepfit_nb/scans.py'),
+                                  'keepfit_nb.scans._mend': ('04.3_scans.html#_mend', 'keepfit_nb/scans.py'),
                                   'keepfit_nb.scans._merged': ('04.3_scans.html#_merged', 'keepfit_nb/scans.py'),
                                   'keepfit_nb.scans._mixed': ('04.3_scans.html#_mixed', 'keepfit_nb/scans.py'),
                                   'keepfit_nb.scans._on_one_line': ('04.3_scans.html#_on_one_line', 'keepfit_nb/scans.py'),

@@ -167,9 +167,14 @@ def _mixed(words: list[dict], latin: list[dict]) -> list[dict]:
         if under and (mark or word): at = words.index(under[0]); words = [w for w in words if w not in under]; words.insert(at, l)
     return words
 
-# %% ../nbs/04.3_scans.ipynb #677d5407
+# %% ../nbs/04.3_scans.ipynb #30493d6a
 _SMUDGE = re.compile(r"(?<=[\w.,)])[°®©™*”“\"»«§¢]+(?=[\s.,;:)]|$)")       # what tesseract makes of raised digits
 _ODD_C = re.compile(r"(?<=[;；.。，,]) ?[<＜〈《¢] ?(?=[:：])")                      # and of a c before a colon, in Chinese
+_TORN = re.compile(r"\bO ?[DS]\b|\bF ?F ?A\b|\bO ?C ?T\b|(?<=[(（])([A-H])\1(?=[)）])")
+
+def _mend(text: str) -> str:
+    "Undo what tesseract does to print again and again: smudges, F F A for FFA, (CC) for (C)."
+    return _TORN.sub(lambda m: m[1] or m[0].replace(" ", ""), _ODD_C.sub(" c", _SMUDGE.sub("", text)))
 
 def ocr_lines(
     grey: np.ndarray,            # uint8 (height, width), straight, pictures painted over in white
@@ -190,7 +195,7 @@ def ocr_lines(
         if not r: continue
         words = max(r.values(), key=_sure)
         if CJK.search("".join(w["text"] for w in words)): words = _mixed(words, r.get("eng", []))
-        x0, y0, x1, y1 = (v * k for v in box); text = _ODD_C.sub(" c", _SMUDGE.sub("", " ".join(w["text"] for w in words)))
+        x0, y0, x1, y1 = (v * k for v in box); text = _mend(" ".join(w["text"] for w in words))
         out.append(Line(text, (x0, y0, x1, y1), .8 * (y1 - y0), y1, min(.99, _sure(words))))
     return out
 

@@ -4,7 +4,7 @@ from reportlab.pdfgen.canvas import Canvas
 from keepfit_nb.pages import make_atlas
 from keepfit_nb.profiles import peak_memory_gb
 from keepfit_nb.layout import open_pdf, render_page
-from keepfit_nb.scans import find_pictures, ocr_lines, ocr_ready, paper_surface, read_page, read_pages, read_scan, skew_angle, straighten, text_lines, whiten
+from keepfit_nb.scans import _mend, find_pictures, ocr_lines, ocr_ready, paper_surface, read_page, read_pages, read_scan, skew_angle, straighten, text_lines, whiten
 
 needs_ocr = pytest.mark.skipif(bool(ocr_ready()), reason=ocr_ready() or "tesseract")
 
@@ -59,6 +59,9 @@ def test_lines_that_touch_are_cut_and_headings_are_not():
     page = drawn([(60, 60, "typography of long glyphs, happily jumping", 9), (60, 83, "Tall letters below Hold their Heads high indeed", 9), (60, 200, "Heading of a page", 26)])
     page[70:100, 300:303] = 0                                        # a tail that runs into the line below
     assert [round((b[3] - b[1]) / 25) for b in text_lines(page, 200.)[:2]] == [1, 1] and len(text_lines(page, 200.)) == 3
+
+def test_torn_words_are_mended():
+    assert _mend("（O D）F F A 和 O CT （CC）") == "（OD）FFA 和 OCT （C）" and _mend("水肿; <: 右眼") == "水肿; c: 右眼" and _mend("retina.” A OCT") == "retina. A OCT"
 
 def test_white_paper_has_no_lines(): assert text_lines(np.full((300, 300), 250, np.uint8), 200.) == []
 
