@@ -167,7 +167,7 @@ def _inversions(pairs: list[tuple[Box, Legend]]) -> int:
     ranked = sorted(pairs, key=lambda p: p[0][1])
     return sum(a[1].page == b[1].page and _order(a[1].number) > _order(b[1].number) and a[0][3] < b[0][1] + 4 for a, b in zip(ranked, ranked[1:]))
 
-# %% ../nbs/04.5_binding.ipynb #075cb8a4
+# %% ../nbs/04.5_binding.ipynb #d887bdde
 def bind_page(
     plates: list[Plate],              # pictures of one page
     legends: list[Legend],            # legends of that page
@@ -187,7 +187,7 @@ def bind_page(
                 others = [o.box for o in legends if o is not l] + [b for b in boxes if b is not boxes[i]]
                 far, where[i, j] = _bond(boxes[i], l, others, usual)
                 wrong = l.panels and l.panels != sum(len(p.panels) for p in g)
-                table[i, j] = far + (0 if not wrong else 50 if l.panels == len(g) else 60) + (12 * (len(g) - 1) if not l.panels else 0)
+                table[i, j] = far + (0 if not wrong else 50 if l.panels == len(g) else 60) + ((48 if l.text + l.text_zh else 12) * (len(g) - 1) if not l.panels else 0)
         for habit in ("", "under", "above", "beside"):
             bonus = np.zeros_like(table)
             for (i, j), w in where.items(): bonus[i, j] = 15 * (w == habit)
@@ -197,7 +197,7 @@ def bind_page(
             if total < cost: cost, best = total, [(groups[i], legends[j], where[i, j]) for i, j in pairs if table[i, j] < 150]
     return best
 
-# %% ../nbs/04.5_binding.ipynb #1619cfaa
+# %% ../nbs/04.5_binding.ipynb #23e8b00f
 def bind_book(
     plates: dict[int, list[Plate]],       # pictures by page
     legends: dict[int, list[Legend]],     # legends by page
@@ -217,6 +217,8 @@ def bind_book(
         for step in (-1, 1):
             want = [l for l in left if l.elsewhere in (("previous", "") if step < 0 else ("next", "")) and id(l) not in used]
             free = [p for p in plates.get(n + step, []) if id(p) not in taken]
+            named = {b.number for b in legends.get(n + step, []) if not b.text + b.text_zh and id(b) not in used}        # "Plate 1", alone on that page
+            want = [l for l in want if {l.number, l.aka} & named] or want
             if not want or not free: continue
             for g, l in _by_order(free, want): bound.append((g, l)); used.add(id(l)); taken |= {id(p) for p in g}
     return bound

@@ -138,14 +138,14 @@ def split_languages(
         else: (zh if chinese else en).append(text)
     return en, zh
 
-# %% ../nbs/04.4_legends.ipynb #4a57e483
+# %% ../nbs/04.4_legends.ipynb #66cdb493
 Part = tuple[tuple[str, ...], str]      # the panels meant ("A", or "upper left"), and their words
 
 _KEY = r"[A-Ha-h](?![A-Za-z'])"
 _KEYS = rf"{_KEY}(?:\s?(?:[-–—~～,，、&和及与]|and|to|至)\s?{_KEY})*"
 _BEFORE = r"(?:^|(?<=[.;:,，。；：、)）])|(?<=[.;:,，。；：、)）\s]\s)|(?<=[\u3400-\u9fff])\s?)"
 _STYLES = {"(A)": rf"[(（]\s*(?P<keys>{_KEYS})\s*[)）]\s*[:：,，.]?",
-           "A:": rf"{_BEFORE}(?P<keys>{_KEYS})\s*[:：)）]",
+           "A:": rf"(?:{_BEFORE}(?P<keys>{_KEYS})\s*[:：;；)）]|(?<=\s)(?P<more>{_KEYS})\s*[:：])",     # a scan may lose the stop before it, or see a semicolon
            "A,": rf"{_BEFORE}(?P<keys>{_KEYS})\s*[,，、.](?!\d)",
            "A": rf"{_BEFORE}(?P<keys>{_KEYS})(?=\s+[A-Z\d(]|\s*[\u3400-\u9fff]|\s+[a-z])"}
 
@@ -157,7 +157,9 @@ def expand_keys(text: str) -> tuple[str, ...]:
         out += [chr(c) for c in range(ord(ends[0][0]), ord(ends[-1][0]) + 1)] if ends[0] and ends[-1] else []
     return tuple(dict.fromkeys(out))
 
-# %% ../nbs/04.4_legends.ipynb #af125ae7
+# %% ../nbs/04.4_legends.ipynb #dcbbde93
+_BARE = re.compile(r"(?<=[.;。；])\s?(?P<keys>[A-H])(?=\s[A-Z]|\s?[\u3400-\u9fff])")     # a mark that lost its comma in a scan
+
 def _chain(marks: list[tuple[int, int, tuple[str, ...]]]) -> list[tuple[int, int, tuple[str, ...]]]:
     "The longest run of marks that counts A, B, C … without a gap: an article 'A' alone is none."
     best = []
@@ -169,15 +171,17 @@ def _chain(marks: list[tuple[int, int, tuple[str, ...]]]) -> list[tuple[int, int
         if sum(len(m[2]) for m in run) > max(1, sum(len(m[2]) for m in best)): best = run
     return best
 
-# %% ../nbs/04.4_legends.ipynb #07eba99e
+# %% ../nbs/04.4_legends.ipynb #4dcb4779
 def _letter_parts(text: str) -> list[tuple[int, int, tuple[str, ...]]]:
     "Marks of the one style that names most panels."
     found = []
     for style in _STYLES.values():
         for case in (str.isupper, str.islower):                                # a book does not mix them: the article "a" is no mark beside B
-            marks = [(m.start(), m.end(), expand_keys(m["keys"])) for m in re.finditer(style, text) if case(m["keys"][0])]
+            marks = [(m.start(), m.end(), expand_keys(k)) for m in re.finditer(style, text) if case((k := next(filter(None, m.groups())))[0])]
             if sum(len(m[2]) for m in _chain(marks)) > sum(len(m[2]) for m in found): found = _chain(marks)
-    return found
+    upper = bool(found) and text[slice(*found[0][:2])].upper() == text[slice(*found[0][:2])]
+    bare = [(m.start(), m.end(), expand_keys(m["keys"])) for m in _BARE.finditer(text) if not any(a <= m.start() < b for a, b, _ in found)] if upper else []
+    return max(found, _chain(sorted(found + bare)), key=lambda c: sum(len(m[2]) for m in c))
 
 # %% ../nbs/04.4_legends.ipynb #f2420efa
 _SIDES = {"upper left": "(?:upper|top)[ -]left|左上", "upper right": "(?:upper|top)[ -]right|右上", "lower left": "(?:lower|bottom)[ -]left|左下",

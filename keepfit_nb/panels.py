@@ -61,13 +61,13 @@ def seam_maps(
     sharp |= np.c_[sharp[:, 1:], sharp[:, -1:]] | np.c_[sharp[:, :1], sharp[:, :-1]]            # a resampled border is three pixels wide
     return sharp | (black[:, 1:] & black[:, :-1]) | (white[:, 1:] & white[:, :-1]), step
 
-# %% ../nbs/04.2_panels.ipynb #9df8e133
+# %% ../nbs/04.2_panels.ipynb #dc3251a1
 class _Canvas:
     "A picture under the knife: its seams along both axes, and where it shows anything, summed up for quick questions."
     def __init__(self, image: np.ndarray):
         self.axes = seam_maps(image), seam_maps(image.transpose(1, 0, 2))
         hi, lo = image.max(2), cv2.blur(image.min(2), (3, 3)); lit = (hi > min(60, np.percentile(hi, 1) + 25)) & (lo < 228)
-        self.black = cv2.blur(hi, (5, 5)) < 18
+        self.black = cv2.blur(hi, (5, 5)) < min(18, np.percentile(hi, .5) + 8)
         self.sums = [cv2.integral(m.astype(np.uint8)) for m in (lit, self.black, lo >= 225)]
     def share(self, kind: int, box) -> float:
         s, (x0, y0, x1, y1) = self.sums[kind], box
@@ -117,18 +117,19 @@ def _seams(canvas: _Canvas, box, axis: int, side: int, lowest: float) -> list[tu
         open_[max(0, lo - 4):hi + 5] = False
     return out
 
-# %% ../nbs/04.2_panels.ipynb #c5752616
+# %% ../nbs/04.2_panels.ipynb #09aa43f5
 def even_grid(canvas: _Canvas, size: tuple[int, int], n: int) -> list[tuple]:
-    "The boxes of n equal panels in rows and columns, when every line between them is seam for at least six tenths; else none."
-    w, h = size
-    for rows in (r for r in range(1, n + 1) if n % r == 0):
-        cols = n // rows; xs, ys = [round(w * i / cols) for i in range(cols + 1)], [round(h * i / rows) for i in range(rows + 1)]
+    "The boxes of n equal panels in rows and columns, when every line between them is seam for at least six tenths; else none. A last row may be short."
+    (w, h), shapes = size, [(-(-n // cols), cols) for cols in range(1, n + 1)]                    # rows, columns
+    for rows, cols in sorted(shapes, key=lambda s: (s[0] * s[1], s[0])):                              # the fewest empty places first
+        xs, ys = [round(w * i / cols) for i in range(cols + 1)], [round(h * i / rows) for i in range(rows + 1)]
         lines = [canvas.along((0, 0, w, h), 0, x) for x in xs[1:-1]] + [canvas.along((0, 0, w, h), 1, y) for y in ys[1:-1]]
-        if .8 < w * rows / (h * cols) < 1.75 and lines and min(lines) > .6:
-            return [(x0, y0, x1, y1) for y0, y1 in zip(ys, ys[1:]) for x0, x1 in zip(xs, xs[1:])]
+        cells = [(x0, y0, x1, y1) for y0, y1 in zip(ys, ys[1:]) for x0, x1 in zip(xs, xs[1:])]
+        fits = .8 < w * rows / (h * cols) < 1.75 and lines and min(lines) > .6
+        if fits and all(canvas.void((a + 3, b + 3, c - 3, d - 3)) for a, b, c, d in cells[n:]): return cells[:n]
     return []
 
-# %% ../nbs/04.2_panels.ipynb #1aa542e1
+# %% ../nbs/04.2_panels.ipynb #8c7ff612
 def seam_cuts(
     image: np.ndarray,           # uint8 RGB, without white gutters
     n: int = 0,                  # panels wanted; 0: only what can be seen
@@ -144,7 +145,7 @@ def seam_cuts(
         found = [(canvas.along(box, axis, at), _halves(box, axis, at - box[axis])) for axis, at in known
                  if box[axis] + side <= at <= box[axis + 2] - side]
         found = [(.9 if n else s, hs) for s, hs in found if s > (.25 if n else .7) and all(map(canvas.full, hs))]      # a seam that goes on next door
-        found += sorted(_seams(canvas, box, 0, side, lowest) + _seams(canvas, box, 1, side, lowest), key=lambda c: -c[0])
+        found = sorted(found + _seams(canvas, box, 0, side, lowest) + _seams(canvas, box, 1, side, lowest), key=lambda c: -c[0])
         fits = lambda b: thin <= (b[2] - b[0]) / (b[3] - b[1]) <= wide or canvas.void(b) or best(b)[0] >= lowest
         return next((f for f in found if all(map(fits, f[1]))), (0., ()))
     while not n or len(leaves) < n:

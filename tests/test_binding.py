@@ -38,6 +38,16 @@ def test_next_page_by_note_and_by_number():
     bound = bind_book(plates, legends)
     assert {(g[0].page, l.number, l.text) for g, l in bound} == {(0, "4", "Drusen."), (2, "5", "A hole.")}
 
+def test_a_bare_number_finds_its_legend_among_others():
+    plates = {0: [plate(50, 50, 500, 300)], 1: []}
+    legends = {0: [legend("5", 250, 760, 300, 770, "")], 1: [legend("6", 50, 600, 500, 620, "A sketch.", 1), legend("5", 50, 70, 500, 90, "A hole.", 1)]}
+    assert [(g[0].page, l.text) for g, l in bind_book(plates, legends)] == [(0, "A hole.")]
+
+def test_a_legend_of_one_panel_takes_one_picture():
+    "A picture without caption stands thirteen points under a figure whose legend speaks of no parts."
+    plates = [plate(210, 120, 402, 286), plate(207, 300, 405, 498)]
+    assert answer(bind_page(plates, [legend("2", 48, 95, 520, 114)])) == {"2": [(210, 120)]}
+
 def test_groups_and_orders():
     four = [plate(0, 0, 90, 90), plate(96, 0, 186, 90), plate(0, 96, 90, 186), plate(96, 96, 186, 186)]
     assert [len(groups_of(four, r)) for r in (0, 6)] == [4, 1]

@@ -32,6 +32,10 @@ def test_nothing_breaks_and_cleaning_settles(text):
 def test_parts_need_company():
     for text in ("A large hole", "Vitamin A, given early", "grade C, moderate", "The left eye shows drusen, right of the disc a scar"): assert split_parts(text) == (text, [])
 
+@pytest.mark.parametrize("text", ["A: retinal blood B: the disc. C: OCT.", "a: blood. b; the disc. c: OCT.", "A, blood. B, the disc. C OCT.", "Ａ：出血。Ｂ；视盘。Ｃ：OCT。", "A，出血。B，视盘。C眼底。"])
+def test_marks_survive_a_bad_scan(text):
+    assert [k for k, _ in split_parts(clean_text(text))[1]] == [(k,) for k in "ABC"]
+
 def test_ranges_and_places():
     assert expand_keys("a–c, e") == ("A", "B", "C", "E") and expand_keys("A and B") == ("A", "B") and expand_keys("A至C") == ("A", "B", "C")
     assert [k for k, _ in split_parts("上图：出血。下图：渗出。")[1]] == [("top",), ("bottom",)]

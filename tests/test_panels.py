@@ -30,6 +30,12 @@ def test_compounds_come_apart(kinds, gutter, tone):
     assert len(found) == len(truth) and all(max(iou(t, f) for f in found) > .7 for t in truth)
 
 
+@pytest.mark.parametrize("tone", [0, 250])
+def test_five_panels_leave_a_place_empty(tone):
+    image, truth = compound([[panel("CFP", 10 * i + k) for k in range(n)] for i, n in enumerate((3, 2))], 0, tone)
+    image = (image + np.random.default_rng(0).normal(0, 4, image.shape)).clip(0, 255).astype(np.uint8); found = cut_panels(image, 5)
+    assert len(found) == 5 and all(max(iou(t, f) for f in found) > .9 for t in truth)
+
 def test_single_pictures_stay_whole():
     cuts = {m: [len(cut_panels(panel(m, s))) for s in range(15)] for m in EYE}
     assert all(n == 1 for m in ("CFP", "FFA") for n in cuts[m]) and sum(n == 1 for n in cuts["OCT"]) >= 14

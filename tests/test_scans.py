@@ -4,7 +4,7 @@ from reportlab.pdfgen.canvas import Canvas
 from keepfit_nb.pages import make_atlas
 from keepfit_nb.profiles import peak_memory_gb
 from keepfit_nb.layout import open_pdf, render_page
-from keepfit_nb.scans import find_pictures, ocr_ready, paper_surface, read_page, read_pages, read_scan, skew_angle, straighten, whiten
+from keepfit_nb.scans import _mend, find_pictures, ocr_lines, ocr_ready, paper_surface, read_page, read_pages, read_scan, skew_angle, straighten, text_lines, whiten
 
 needs_ocr = pytest.mark.skipif(bool(ocr_ready()), reason=ocr_ready() or "tesseract")
 
@@ -39,6 +39,36 @@ def test_without_tesseract_pictures_remain_and_the_reason_is_told(clean, monkeyp
     monkeypatch.setattr("shutil.which", lambda name: None)
     page = read_scan(clean[0][0], (595, 842))
     assert page.lines == [] and "apt install tesseract-ocr" in page.notes[0]
+
+def drawn(rows, size=(1200, 700)):
+    "Words at places, painted at 200 dpi."
+    from PIL import Image, ImageDraw, ImageFont
+    from keepfit_nb.typesetting import font_file
+    page = Image.new("L", size, 255)
+    pen, faces = ImageDraw.Draw(page), {True: "hei.ttf", False: "DejaVuSans.ttf"}
+    for x, y, words, points in rows: pen.text((x, y), words, 0, ImageFont.truetype(str(font_file(faces[not words.isascii()])), round(points * 200 / 72)))
+    return np.array(page)
+
+COLUMNS = [(60, 60, "Drusen lie under the pigment", 9), (640, 64, "黄斑裂孔见于左眼。", 10), (60, 100, "epithelium, mostly yellow.", 10), (640, 104, "视盘边界清楚。", 10), (300, 300, "A", 9)]
+
+def test_lines_keep_to_their_column():
+    boxes = text_lines(drawn(COLUMNS), 200.)
+    assert len(boxes) == 5 and sum(b[2] < 620 for b in boxes) == 3 and boxes == sorted(boxes, key=lambda b: b[1])
+
+def test_lines_that_touch_are_cut_and_headings_are_not():
+    page = drawn([(60, 60, "typography of long glyphs, happily jumping", 9), (60, 83, "Tall letters below Hold their Heads high indeed", 9), (60, 200, "Heading of a page", 26)])
+    page[70:100, 300:303] = 0                                        # a tail that runs into the line below
+    assert [round((b[3] - b[1]) / 25) for b in text_lines(page, 200.)[:2]] == [1, 1] and len(text_lines(page, 200.)) == 3
+
+def test_torn_words_are_mended():
+    assert _mend("（O D）F F A 和 O CT （CC）") == "（OD）FFA 和 OCT （C）" and _mend("水肿; <: 右眼") == "水肿; c: 右眼" and _mend("retina.” A OCT") == "retina. A OCT"
+
+def test_white_paper_has_no_lines(): assert text_lines(np.full((300, 300), 250, np.uint8), 200.) == []
+
+@needs_ocr
+def test_columns_and_scripts_do_not_mix():
+    read = [l.text.replace(" ", "") for l in ocr_lines(drawn(COLUMNS), 200.)]
+    assert "Drusenlieunderthepigment" in read and "黄斑裂孔见于左眼。" in read and "A" in read
 
 @needs_ocr
 def test_print_is_read(clean):
