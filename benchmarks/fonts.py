@@ -18,10 +18,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def characters() -> set[int]:
     "Every code point that the subsets must hold."
-    files = [p for p in ROOT.glob("data/**/*") if p.suffix in (".csv", ".txt")] + [ROOT / "keepfit_nb" / f"{m}.py" for m in ("knowledge", "captions", "pages")]
+    files = [p for p in ROOT.glob("data/**/*") if p.suffix in (".csv", ".txt", ".yaml")] + [ROOT / "keepfit_nb" / f"{m}.py" for m in ("knowledge", "phrases", "speech", "captions", "figures", "pages")]
     used = set("".join(p.read_text(encoding="utf-8") for p in files))
     wide = {c for c in used if 0x3000 <= ord(c) <= 0x9FFF or 0xFF00 <= ord(c) <= 0xFFEF}
-    return {ord(c) for c in wide} | set(range(0x20, 0x7F)) | set(range(0xFF01, 0xFF5F)) | set(map(ord, "　、。〈〉《》「」『』【】〔〕～°±×–—‘’“”…·"))
+    return {ord(c) for c in wide} | set(range(0x20, 0x7F)) | set(range(0xFF01, 0xFF5F)) | set(map(ord, "　、。〈〉《》「」『』【】〔〕～°±×µμ–—‘’“”…·"))
 
 
 def quadratic(font: TTFont, error: float = 4) -> TTFont:
