@@ -11,13 +11,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")       # two processes share two co
 os.environ.setdefault("HF_HUB_OFFLINE", "1")          # no test reaches for a hub
 
 
-@pytest.hookimpl(tryfirst=True)                       # before the distributor looks at the groups
-def pytest_collection_modifyitems(items):
-    "Two processes share the tests; those that read the smoke run stay together, so that it runs once."
-    for item in items:
-        if "smoke_run" in getattr(item, "fixturenames", ()): item.add_marker(pytest.mark.xdist_group("smoke"))
-
-
 @pytest.fixture(scope="session")
 def root() -> Path:
     "The checkout."
