@@ -26,7 +26,7 @@ class Settings(BaseModel, extra="forbid"):
     keys: Literal["image", "text", "both"] = "image"          # what a public image is compared with [v1: image]
     scale: float = Field(10., ge=1, le=100)                   # first sharpness of the semantic attention, learned
     pull: Literal["text", "image", "both"] = "image"          # which public side is pulled [v1: text]
-    loss: Literal["mse", "infonce"] = "infonce"               # how [v1: mse]
+    loss: Literal["mse", "infonce", "lean"] = "infonce"       # how [v1: mse]
     candidates: Literal["kin", "modality"] = "kin"            # infonce: among whose texts the image must find the right ones
     both_ways: bool = False                                   # infonce: each expert text must also find its images
     sharpen: float = Field(1., gt=0, le=20)                   # power to which the shares are raised before they pull
@@ -128,6 +128,9 @@ def _pull(self, side: Tensor, A: Tensor, weight: Tensor, text: Tensor, allowed: 
     "Pull `side` (B, P) toward the reference; images that may see no key do not count."
     some = allowed.any(1)
     if self.settings.loss == "mse": each = (side - F.normalize(A @ text, dim=1)).square().sum(1)
+    elif self.settings.loss == "lean":
+        even = allowed / allowed.sum(1, keepdim=True).clamp_min(1)
+        each = -scale * (side * ((A.detach() - even) @ text)).sum(1)
     else:
         logits = (scale * side @ text.T).masked_fill(~open_, torch.finfo(side.dtype).min)
         each = -(A.detach() * logits.log_softmax(1)).sum(1)
