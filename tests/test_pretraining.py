@@ -128,8 +128,10 @@ def test_variants_start_from_the_same_weights(place, cache):
     assert not all(torch.equal(one[k], other[k]) for k in one)
 
 
+REFERENCE = {"reference", "leave_one_out", "gate", "confidence", "skill", "age"}
+
 @pytest.mark.parametrize("switches, terms", [(dict(elite=False, semantic=False), {"public"}), (dict(semantic=False), {"public", "elite"}),
-                                             (dict(memory=8), {"public", "elite", "reference", "leave_one_out"}), (dict(joint=True, semantic=False), {"joint"})])
+                                             (dict(memory=8), {"public", "elite", *REFERENCE}), (dict(joint=True, semantic=False), {"joint"}), (dict(public=False, semantic=False), {"elite"})])
 def test_loss_terms_and_gradients(place, cache, switches, terms):
     s = variant_settings(settings(), switches)
     m = start_model(TOY, cache, place / "tokenizer", s).train()
