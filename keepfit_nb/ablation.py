@@ -26,7 +26,10 @@ from .zero_shot import logit_scale, prototypes, sentence_vectors, task_sentences
 
 # %% ../nbs/20_ablation.ipynb #cf18c05d
 PARTS = {   # name → the switches of section `pretraining` that turn the part on
-    "semantic": dict(reference=True)}
+    "text": dict(text_pretraining=True),
+    "semantic": dict(semantic=True),
+    "appearance": dict(token_prediction=True, appearance=True),
+    "decoder": dict(decoder=True)}
 
 def switched_off(switches: dict) -> dict: return {k: False for k in switches}
 
