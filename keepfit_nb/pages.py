@@ -236,12 +236,12 @@ def _print(sheet, blocks, x, y):
 def _fit(cast, names, rows, look, kind, paragraphs, room, tall, place, r):
     "The largest size at which picture and caption fit into room × tall."
     usual = (.75, 1.) if len(rows[0]) > 1 else (.35, .5) if len(rows) > 1 else (.5, .8)            # rows, a column, a single picture
-    share = float(r.uniform(*{"beside": (.52, .62), "next": (.85, 1.)}.get(place, usual)))
+    share = float(r.uniform(*{"beside": (.52, .62), "next": (.85, 1.), "foot": (.5, .75)}.get(place, usual)))
     left = bool(r.random() < .5); low = bool(r.random() < .5)
     for _ in range(9):
         layout = lay_out(cast.panels, names, rows, share * room, look, kind)
         wide = max(b[2] for b in layout.boxes)
-        texts = [text_block(p, room - wide - 14 if place == "beside" else room, kind) for p in paragraphs] if place != "next" else []
+        texts = [text_block(p, room - wide - 14 if place == "beside" else room, kind) for p in paragraphs] if place not in ("next", "foot") else []
         words = sum(t.height for t in texts)
         height = max(layout.height, words) if place == "beside" else layout.height + (GAP + words if texts else 0)
         if height <= tall: break
@@ -502,7 +502,7 @@ def foot_page(self: Book, template: Template, chapter: int, story: Story, sheet:
     "One or two figures in the text; their captions stand together at the foot of the page."
     x0, y0, x1, y1 = area; room, kind = x1 - x0, template.type(template.small); made, texts, free = [], [], y1 - y0 - 16
     while not made or len(made) < 2 and free > .6 * (y1 - y0):
-        made.append(self.figure(template, chapter, room, .24 * (y1 - y0), "next")); new = [text_block(p, room, kind) for p in made[-1][1]]
+        made.append(self.figure(template, chapter, room, .24 * (y1 - y0), "foot")); new = [text_block(p, room, kind) for p in made[-1][1]]
         texts += new; free -= made[-1][0].block.height + 24 + sum(t.height for t in new)
     words = sum(t.height for t in texts)
     for figure, _ in made:
