@@ -334,7 +334,7 @@ def test_averaged_weights_are_the_formula(tmp_path):
 
 def test_fp16_trains_and_its_scaler_is_resumed(tmp_path):
     through, curves = train(tmp_path / "a", precision="fp16", log_every=1)
-    assert np.isfinite(curves.loss).all() and (curves.loss_scale > 1).all() and curves.loss.iloc[-1] < curves.loss.iloc[0]
+    assert np.isfinite(curves.loss).all() and (curves.loss_scale > 1).all() and curves.loss[-8:].mean() < curves.loss[:8].mean()
     with pytest.raises(RuntimeError): train(tmp_path / "b", precision="fp16", log_every=1, save_every=6, source=raising_at(15, RuntimeError()))
     state = json.loads((checkpoints(tmp_path / "b")[-1] / "state.json").read_text())
     assert state["scaler"]["scale"] == curves.loss_scale.iloc[11]
