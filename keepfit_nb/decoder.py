@@ -154,7 +154,8 @@ CaptionDecoder.tokenize, CaptionDecoder._warn_unknown = tokenize, _warn_unknown
 # %% ../nbs/12.1_decoder.ipynb #f2aeb165
 def logits(self, grids, ids: Tensor) -> Tensor:
     "Scores of the word after each word: ids (B, T) → (B, T, V)."
-    return self.lm(input_ids=ids.to(self.device), encoder_hidden_states=self.patches(grids), use_cache=False).logits
+    ids = ids.to(self.device)                                  # padding stands to the right: a causal model never sees it
+    return self.lm(input_ids=ids, attention_mask=torch.ones_like(ids), encoder_hidden_states=self.patches(grids), use_cache=False).logits
 
 def loss(self,
     grids: Tensor | Sequence[Tensor],    # of `stage_grids`
@@ -249,7 +250,8 @@ def look(self,
     was = self.training; self.eval()
     try:
         with torch.inference_mode():
-            out = self.lm(input_ids=ids.to(self.device), encoder_hidden_states=self.patches(grids), output_attentions=True, use_cache=False)
+            ids = ids.to(self.device)
+            out = self.lm(input_ids=ids, attention_mask=torch.ones_like(ids), encoder_hidden_states=self.patches(grids), output_attentions=True, use_cache=False)
             weights = torch.stack(out.cross_attentions).mean((0, 2))                                     # (B, T, N)
             weights = torch.cat([torch.zeros_like(weights[:, :1]), weights[:, :-1]], 1)
             shapes = [g.shape[1:3] if g.ndim == 4 else (1, g.shape[1]) for g in grids]
