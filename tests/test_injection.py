@@ -1,118 +1,225 @@
-"The semantic reference: against loops, gradients, modalities, memory, odd batches."
+"The injection as a whole: against loops, gradients, modalities, memory, every switch, odd batches."
 import pytest, torch
+from pydantic import ValidationError
 from torch.nn import functional as F
 
 from keepfit_nb.contrastive import clip_loss
-from keepfit_nb.injection import EliteMemory, SemanticReference, attention_shares
+from keepfit_nb.injection import Injection, Settings, sharpened
+from keepfit_nb.references import attention_shares, best_match, masked_softmax, standardise, toy_world
 
-P = 12
-
-
-def unit(n, seed=0, dtype=torch.float64):
-    return F.normalize(torch.randn(n, P, generator=torch.Generator().manual_seed(seed), dtype=dtype), dim=1)
+P, N, D = 12, 4, 5
 
 
-def shares_by_loops(q, k, scale, heads, allowed):
-    out, d = torch.zeros(len(q), len(k), dtype=q.dtype), P // heads
-    for i in range(len(q)):
-        open_ = [e for e in range(len(k)) if allowed[i, e]]
-        for h in range(heads):
-            s = slice(h * d, h * d + d)
-            logits = [scale * float(F.cosine_similarity(q[i, s], k[e, s], dim=0)) for e in open_]
-            if open_: out[i, open_] += torch.tensor(logits, dtype=q.dtype).softmax(0) / heads
-    return out
+def unit(*shape, seed=0, dtype=torch.float64):
+    return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype), dim=-1)
 
 
-@pytest.mark.parametrize("heads", [1, 2, 3, 4])
-def test_attention_against_loops(heads):
-    q, k = unit(7), unit(9, 1)
-    allowed = torch.rand(7, 9, generator=torch.Generator().manual_seed(2)) < .5
-    allowed[3] = False                                             # one sees nothing
-    assert torch.allclose(attention_shares(q, k, 9., heads, allowed), shares_by_loops(q, k, 9., heads, allowed), atol=1e-12, rtol=0)
+def batch(public=8, elite=6, modalities=2, dtype=torch.float64):
+    ids, leaf = torch.arange(elite), lambda *a, **k: unit(*a, dtype=dtype, **k).requires_grad_()
+    return (dict(image=leaf(public, P, seed=1), text=leaf(public, P, seed=2), modality=torch.arange(public) % modalities, patches=leaf(public, N, D, seed=5)),
+            dict(image=leaf(elite, P, seed=3), text=leaf(elite, P, seed=4), modality=ids % modalities, index=ids, patches=leaf(elite, N, D, seed=6)))
 
 
-def batch(public=8, elite=6, dtype=torch.float64, modalities=2):
-    ids = torch.arange(elite)
-    return [unit(public, 1, dtype).requires_grad_(), unit(public, 2, dtype).requires_grad_(), torch.arange(public) % modalities,
-            unit(elite, 3, dtype).requires_grad_(), unit(elite, 4, dtype).requires_grad_(), ids % modalities, ids]
+def make(dtype=torch.float64, **settings):
+    inj = Injection(P, Settings(**settings), patch_dim=D, patches=N).to(dtype)
+    with torch.no_grad():
+        for k, w in enumerate(inj.parameters()): w += .1 * unit(*(w.shape or (1,)), seed=50 + k, dtype=dtype).reshape(w.shape)
+    return inj
+
+
+def semantic(inj, q, k, allowed): return attention_shares(inj.semantic.query(q), inj.semantic.key(k), inj.semantic.scale(), inj.settings.heads, allowed)
+def appearance(inj, q, k, allowed):
+    lens = lambda x: F.normalize(inj.appearance.lens(x), dim=-1)
+    return masked_softmax(inj.appearance.scale() * standardise(best_match(lens(q), lens(k)), allowed), allowed)
 
 
 @pytest.mark.parametrize("pull", ["text", "image", "both"])
 @pytest.mark.parametrize("loss", ["mse", "infonce"])
-def test_whom_it_pulls(pull, loss):
-    ref, b = SemanticReference(P, pull=pull, loss=loss).double(), batch()
-    out = ref(*b); (out["reference"] + out["leave_one_out"]).backward()
-    assert b[3].grad is None and b[4].grad is None                  # elite embeddings stand still
-    assert (b[1].grad is not None) == (pull in ("text", "both"))
-    assert b[0].grad is not None or (pull == "text" and loss == "infonce")
-    assert all(p.grad is not None for p in ref.parameters())
+@pytest.mark.parametrize("parts", [dict(), dict(appearance=True), dict(semantic=False, appearance=True)], ids=["semantic", "both", "appearance"])
+def test_whom_it_pulls(pull, loss, parts):
+    inj, (p, e) = make(pull=pull, loss=loss, **parts), batch()
+    out = inj(p, e); (out["reference"] + out["leave_one_out"]).backward()
+    assert all(e[k].grad is None for k in ("image", "text", "patches")) and p["patches"].grad is None      # experts stand still
+    assert (p["text"].grad is not None) == (pull in ("text", "both"))
+    assert p["image"].grad is not None or (pull == "text" and (loss == "infonce" or "semantic" in parts))
+    assert all(w.grad is not None for w in inj.parameters())
+
+
+@pytest.mark.parametrize("teach", ["clip", "match"])
+def test_leave_one_out_alone_teaches_every_part(teach):
+    inj, (p, e) = make(appearance=True, leave_one_out=teach), batch()
+    inj(p, e)["leave_one_out"].backward()
+    assert all(w.grad is not None and w.grad.abs().sum() > 0 for w in inj.parameters())
+    assert p["image"].grad is None and p["text"].grad is None
 
 
 def test_mse_against_loops():
-    ref, b = SemanticReference(P, pull="text", loss="mse").double(), batch()
-    A = shares_by_loops(b[0].detach(), b[3].detach(), 10., 2, b[2][:, None] == b[5])
-    want = sum((b[1][i] - F.normalize(A[i] @ b[4], dim=0)).square().sum() for i in range(8)) / 8
-    assert torch.allclose(ref(*b)["reference"], want, atol=1e-6)    # the learned scale is stored in float32 before .double()
+    inj, (p, e) = make(pull="text", loss="mse"), batch()
+    A = semantic(inj, p["image"], e["image"], p["modality"][:, None] == e["modality"])
+    want = sum((p["text"][i] - F.normalize(sum(A[i, j] * e["text"][j] for j in range(6)), dim=0)).square().sum() for i in range(8)) / 8
+    assert torch.allclose(inj(p, e)["reference"], want, atol=1e-12)
 
 
-def test_leave_one_out_never_sees_itself():
-    ref, b = SemanticReference(P).double(), batch(modalities=1)
-    A = shares_by_loops(b[3].detach(), b[3].detach(), 10., 2, ~torch.eye(6, dtype=torch.bool))
-    want = clip_loss(F.normalize(A @ b[4].detach(), dim=1), b[4].detach(), None, ref.scale)
-    assert torch.allclose(ref(*b)["leave_one_out"], want, atol=1e-6)
-    twice = [x if k < 3 else torch.cat([x, x]) for k, x in enumerate(b)]          # a pair drawn twice does not answer for its twin
-    allowed = twice[6][:, None] != twice[6]
-    A = shares_by_loops(twice[3].detach(), twice[3].detach(), 10., 2, allowed)
-    want = clip_loss(F.normalize(A @ twice[4].detach(), dim=1), twice[4].detach(), None, ref.scale)
-    assert torch.allclose(ref(*twice)["leave_one_out"], want, atol=1e-6)
+@pytest.mark.parametrize("keys", ["image", "text", "both"])
+@pytest.mark.parametrize("candidates", ["kin", "modality"])
+@pytest.mark.parametrize("confidence", ["none", "max"])
+def test_infonce_against_loops(keys, candidates, confidence):
+    inj, (p, e) = make(keys=keys, candidates=candidates, sharpen=3., confidence=confidence, appearance=True, gate=.3), batch()
+    kin = torch.rand(8, 6, generator=torch.Generator().manual_seed(0)) < .6; kin[2] = False
+    same = p["modality"][:, None] == e["modality"]
+    look = dict(image=e["image"], text=e["text"], both=F.normalize(e["image"] + e["text"], dim=1))[keys]
+    A = .3 * semantic(inj, p["image"], look, same & kin) + .7 * appearance(inj, p["patches"], e["patches"], same & kin)
+    total, used = 0., 0
+    for i in range(8):
+        open_ = [j for j in range(6) if same[i, j] and kin[i, j]]
+        if not open_: continue
+        used += 1
+        among = open_ if candidates == "kin" else [j for j in range(6) if same[i, j]]
+        log_p = dict(zip(among, (14. * torch.stack([p["image"][i] @ e["text"][j] for j in among])).log_softmax(0)))
+        q = torch.stack([A[i, j] ** 3 for j in open_]); q = q / q.sum()
+        weight = 1. if confidence == "none" else A[i].max()
+        total -= weight * sum(q[k] * log_p[j] for k, j in enumerate(open_))
+    assert torch.allclose(inj(p, e, kin, 14.)["reference"], total / used, atol=1e-9)
+
+
+@pytest.mark.parametrize("teach", ["clip", "match"])
+def test_leave_one_out_never_sees_itself(teach):
+    inj, (p, e) = make(leave_one_out=teach), batch(modalities=1)
+    def want(e):
+        allowed = e["index"][:, None] != e["index"]
+        A = semantic(inj, e["image"], e["image"], allowed)
+        if teach == "clip": return clip_loss(F.normalize(A @ e["text"], dim=1), e["text"], None, inj.semantic.scale())
+        goal = masked_softmax(9. * e["text"] @ e["text"].T, allowed)
+        return -sum(goal[i, j] * A[i, j].log() for i in range(len(A)) for j in range(len(A)) if allowed[i, j]) / len(A)
+    assert torch.allclose(inj(p, e, scale=9.)["leave_one_out"], want(e), atol=1e-6)
+    twice = {k: torch.cat([v, v]) for k, v in e.items()}                         # a pair drawn twice does not answer for its twin
+    assert torch.allclose(inj(p, twice, scale=9.)["leave_one_out"], want(twice), atol=1e-6)
+
+
+def test_another_view_may_ask():
+    inj, (p, e) = make(), batch()
+    plain = inj(p, e)["reference"]
+    assert torch.equal(inj(p | dict(query=p["image"]), e)["reference"], plain)
+    other = p | dict(query=unit(8, P, seed=9).requires_grad_())
+    out = inj(other, e)["reference"]; out.backward()
+    assert not torch.allclose(out, plain) and other["query"].grad is None and p["image"].grad is not None
 
 
 def test_modality_without_elite_and_single_pairs():
-    b = batch(); b[2] = torch.full((8,), 2)
-    out = SemanticReference(P).double()(*b)
+    p, e = batch(); p["modality"] = torch.full((8,), 2)
+    out = make(appearance=True)(p, e)
     assert out["reference"] == 0 and torch.isfinite(out["leave_one_out"])
-    b = batch(elite=1, modalities=1)
-    out = SemanticReference(P).double()(*b)
-    assert torch.isfinite(out["reference"]) and out["leave_one_out"] == 0        # nobody else to ask
-    (out["reference"] + out["leave_one_out"]).backward()
+    p, e = batch(elite=1, modalities=1)
+    for teach in ("clip", "match"):
+        out = make(appearance=True, leave_one_out=teach)(p, e)
+        assert torch.isfinite(out["reference"]) and out["leave_one_out"] == 0    # nobody else to ask
+        (out["reference"] + out["leave_one_out"]).backward()
+    assert all(torch.isfinite(v).all() for v in (p["image"].grad,))
 
 
-def test_public_image_is_not_moved_across_modalities():
-    ref, b = SemanticReference(P).double(), batch()
-    before = ref(*b)["reference"]
-    b[3], b[4] = b[3].detach().clone(), b[4].detach().clone()
-    b[3][1::2], b[4][1::2] = unit(3, 9), unit(3, 10)                             # other pairs of modality 1
-    b[2] = b[2] * 0                                                              # all public images are modality 0
-    again = ref(*b)["reference"]
-    b[3][1::2], b[4][1::2] = unit(3, 11), unit(3, 12)
-    assert torch.equal(ref(*b)["reference"], again) and torch.isfinite(before)
+@pytest.mark.parametrize("public, elite", [(0, 4), (4, 0), (0, 0), (1, 1)])
+def test_empty_and_tiny_bundles(public, elite):
+    p, e = batch(public, elite)
+    inj = make(appearance=True, memory=8)
+    for _ in range(2):
+        out = inj(p, e); assert all(torch.isfinite(v) for v in out.values())
+        (out["reference"] + out["leave_one_out"]).backward()
+    assert torch.isfinite(inj.skill)
 
 
-def test_memory_is_a_ring_without_twins():
-    memory, ids = EliteMemory(5, P), torch.arange(12)
-    for first in range(0, 12, 2): memory.push(unit(12)[first:first + 2], unit(12, 1)[first:first + 2], ids[:2] * 0, ids[first:first + 2])
-    assert sorted(memory.index.tolist()) == [7, 8, 9, 10, 11]
-    memory.push(unit(3, 5), unit(3, 6), ids[:3] * 0, ids[9:])
-    assert memory.index[memory.modality >= 0].unique().numel() == (memory.modality >= 0).sum()
-    memory.push(unit(0), unit(0), ids[:0], ids[:0])
+def test_other_modalities_do_not_matter():
+    inj, (p, e) = make(appearance=True), batch()
+    p["modality"] = p["modality"] * 0
+    before = inj(p, e)["reference"]
+    for k, s in (("image", 11), ("text", 12)): e[k] = torch.where(e["modality"][:, None] == 1, unit(6, P, seed=s), e[k].detach())
+    assert torch.equal(inj(p, e)["reference"], before)
 
 
-def test_memory_is_saved_used_and_left_alone_in_evaluation():
-    ref, b = SemanticReference(P, memory=16).double(), batch()
-    ref(*b); assert (ref.memory.modality >= 0).sum() == 6
-    other = SemanticReference(P, memory=16).double(); other.load_state_dict(ref.state_dict())
-    assert torch.equal(other.memory.image, ref.memory.image)
-    keys = ref._keys(b[3], b[4], b[5], b[6])
-    assert (keys[2][6:] >= 0).sum() == 0                                         # older selves of this batch's pairs are out
-    ref.eval()(*batch(elite=4)); assert (ref.memory.modality >= 0).sum() == 6
+def test_memory_serves_as_further_keys():
+    inj, (p, e) = make(memory=16, appearance=True), batch()
+    first, second = ({k: v[s] for k, v in e.items()} for s in (slice(0, 3), slice(3, 6)))
+    inj(p, first)
+    keys = inj._keys(second)
+    assert len(keys["image"]) == 3 + 16 and sorted(keys["index"][keys["modality"] >= 0].tolist()) == [0, 1, 2, 3, 4, 5]
+    joined = make(appearance=True); joined.load_state_dict({k: v for k, v in inj.state_dict().items() if not k.startswith("memory")})
+    assert torch.allclose(inj.eval()(p, second)["reference"], joined(p, e)["reference"], atol=1e-6)     # the memory is in float32
+    assert sorted(inj.memory.index[inj.memory.index >= 0].tolist()) == [0, 1, 2]                        # evaluation writes nothing
+    again = inj._keys(first); assert (again["modality"][3:] >= 0).sum() == 0                            # older selves are out
 
 
-@pytest.mark.parametrize("bad, word", [(dict(heads=5), "do not divide"), (dict(pull="imge"), "did you mean 'image'"), (dict(loss="mce"), "did you mean 'mse'")])
+def test_everything_is_saved():
+    inj, (p, e) = make(memory=16, appearance=True), batch()
+    inj(p, e)
+    other = Injection(P, inj.settings, D, N).double(); other.load_state_dict(inj.state_dict())
+    assert torch.equal(other.eval()(p, e)["reference"], inj.eval()(p, e)["reference"]) and torch.equal(other.skill, inj.skill)
+
+
+def test_pull_waits_for_skill():
+    inj, (p, e) = make(start_skill=.5), batch()
+    assert inj(p, e)["reference"] == 0
+    inj.skill.fill_(.9); assert inj(p, e)["reference"] > 0
+
+
+def test_skill_tells_sense_from_noise():
+    world = toy_world(80, seed=1) | dict(modality=torch.zeros(80, dtype=torch.long), index=torch.arange(80))
+    skill = {}
+    for name, order in (("paired", torch.arange(80)), ("shuffled", torch.randperm(80, generator=torch.Generator().manual_seed(0)))):
+        inj = Injection(24); elite = world | dict(text=world["text"][order])
+        for _ in range(60): inj(world, elite)
+        skill[name] = inj.skill.item()
+    assert skill["paired"] > .3 > .1 > skill["shuffled"]
+
+
+def test_learned_gate_beats_one_half():
+    "One reference is informative for some eyes only; leave-one-out alone must find out for which."
+    def teach(**kw):
+        torch.manual_seed(0)
+        inj = Injection(24, Settings(appearance=True, leave_one_out="match", **kw), patch_dim=16)
+        opt = torch.optim.AdamW(inj.parameters(), lr=1e-2)
+        for step in range(80):
+            now = toy_world(60, seed=1000 + step) | dict(modality=torch.zeros(60, dtype=torch.long), index=torch.arange(60))
+            now["kin"] = now["disease"][:, None] == now["disease"]
+            loss = inj(now, now, now["kin"])["leave_one_out"]; opt.zero_grad(); loss.backward(); opt.step()
+        public, elite = toy_world(100, seed=1), toy_world(100, seed=2) | dict(modality=torch.zeros(100, dtype=torch.long), index=torch.arange(100))
+        kin = public["disease"][:, None] == elite["disease"]
+        with torch.no_grad(): A, gate = inj.shares(public["image"], inj._keys(elite), kin, public["patches"])
+        return (A * (kin & (public["detail"][:, None] == elite["detail"]))).sum(1).mean().item(), [gate[public["disease"] == k].mean().item() for k in range(3)]
+    learned, gates = teach(); half, _ = teach(gate=.5)
+    assert learned > half + .05 and gates[0] > .6 > .4 > gates[2]         # the whole image for disease 0, the patches for disease 2
+
+
+@pytest.mark.parametrize("bad, word", [(dict(pull="imge"), "pull"), (dict(loss="mce"), "loss"), (dict(semantic=False), "nothing to refer to"),
+    (dict(gate=2.), "in .0, 1."), (dict(gates=.5), "gates"), (dict(sharpen=0.), "sharpen")])
 def test_wrong_settings(bad, word):
-    with pytest.raises(ValueError, match=word): SemanticReference(P, **bad)
+    with pytest.raises(ValidationError, match=word): Settings(**bad)
+
+
+def test_missing_patches_are_named():
+    with pytest.raises(ValueError, match="patch_dim"): Injection(P, Settings(appearance=True))
+    with pytest.raises(ValueError, match="their number"): Injection(P, Settings(appearance=True, memory=4), patch_dim=D)
+    with pytest.raises(ValueError, match="do not divide"): Injection(P, Settings(heads=5))
+    p, e = batch(); p.pop("patches")
+    with pytest.raises(ValueError, match="needs `patches`"): make(appearance=True)(p, e)
 
 
 def test_bf16_is_computed_wide():
-    ref = SemanticReference(P)
-    with torch.autocast("cpu", dtype=torch.bfloat16): out = ref(*batch(dtype=torch.float32))
+    inj, (p, e) = make(torch.float32, appearance=True, memory=8), batch(dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16): out = inj(p, e)
     assert all(v.dtype == torch.float32 and torch.isfinite(v) for v in out.values())
+    half = lambda d: {k: v.bfloat16() if v.is_floating_point() else v for k, v in d.items()}
+    assert torch.isfinite(inj(half(p), half(e))["reference"])
+
+
+def test_gradcheck():
+    inj, (p, e) = make(appearance=True), batch(4, 4)
+    def run(*weights):
+        out = torch.func.functional_call(inj.eval(), dict(zip(names, weights)), (p, e))
+        return out["leave_one_out"]
+    names, weights = zip(*[(k, w) for k, w in inj.named_parameters() if "log_scale" not in k and "lens" not in k])
+    assert torch.autograd.gradcheck(run, weights, atol=1e-6)
+
+
+def test_sharpened():
+    A = torch.tensor([[.5, .3, .2], [0., 0., 0.]])
+    assert torch.equal(sharpened(A, 1.), A) and torch.allclose(sharpened(A, 20.)[0], torch.tensor([1., 0., 0.]), atol=1e-3)
+    assert sharpened(A, 2.)[1].abs().sum() == 0

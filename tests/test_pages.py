@@ -7,6 +7,7 @@ from PIL import Image
 
 from keepfit_nb.captions import sample_eye
 from keepfit_nb.figures import MARKS, Cast, make_panel
+from keepfit_nb.houses import *
 from keepfit_nb.pages import *
 from keepfit_nb.profiles import open_run, read_json, resource
 from keepfit_nb.typesetting import FACES, Scan, corners, show_page

@@ -74,7 +74,7 @@ def test_rows_fill_every_step_and_use_every_record(balance):
 
 
 def test_variants_see_equally_many_images(cache, model):
-    for switches in (dict(elite=False, reference=False), dict(reference=False), {}):
+    for switches in (dict(elite=False, semantic=False), dict(semantic=False), {}):
         batches = Batches(cache, model.text_encoder.tokenize, variant_settings(settings(), switches), 0)
         assert len(batches(0)["pixels"]) == 12 and batches.steps_per_epoch() == 4
         assert batches(0)["elite"].sum() == (6 if switches.get("elite", True) else 0)
@@ -103,7 +103,7 @@ def test_empty_sets(tmp_path, model, make, word):
 
 
 def test_empty_elite_does_not_matter_to_public(tmp_path, model):
-    batches = Batches(make_cache(tmp_path, n_elite=0), model.text_encoder.tokenize, settings(elite=False, reference=False), 0)
+    batches = Batches(make_cache(tmp_path, n_elite=0), model.text_encoder.tokenize, settings(elite=False, semantic=False), 0)
     assert len(batches(0)["pixels"]) == 12
 
 
@@ -113,7 +113,7 @@ def test_sentences():
     assert some_sentences(" Whole ", rng) == "Whole"
 
 
-@pytest.mark.parametrize("switch, word", [(dict(refrence=True), "did you mean 'reference'"), (dict(elite=False), "needs elite"), (dict(balance=2), "balance")])
+@pytest.mark.parametrize("switch, word", [(dict(sematic=True), "did you mean 'semantic'"), (dict(elite=False), "needs elite"), (dict(balance=2), "balance")])
 def test_wrong_switches(switch, word):
     with pytest.raises(ValueError, match=word): variant_settings(settings(), switch, "mine")
 
@@ -122,14 +122,14 @@ def test_wrong_switches(switch, word):
 
 def test_variants_start_from_the_same_weights(place, cache):
     one, two = (start_model(TOY, cache, place / "tokenizer", variant_settings(settings(), s), seed=5).state_dict()
-                for s in (dict(elite=False, reference=False), dict(memory=8)))
+                for s in (dict(elite=False, semantic=False), dict(memory=8)))
     assert all(torch.equal(one[k], two[k]) for k in one)
     other = start_model(TOY, cache, place / "tokenizer", settings(), seed=6).state_dict()
     assert not all(torch.equal(one[k], other[k]) for k in one)
 
 
-@pytest.mark.parametrize("switches, terms", [(dict(elite=False, reference=False), {"public"}), (dict(reference=False), {"public", "elite"}),
-                                             (dict(memory=8), {"public", "elite", "reference", "leave_one_out"}), (dict(joint=True, reference=False), {"joint"})])
+@pytest.mark.parametrize("switches, terms", [(dict(elite=False, semantic=False), {"public"}), (dict(semantic=False), {"public", "elite"}),
+                                             (dict(memory=8), {"public", "elite", "reference", "leave_one_out"}), (dict(joint=True, semantic=False), {"joint"})])
 def test_loss_terms_and_gradients(place, cache, switches, terms):
     s = variant_settings(settings(), switches)
     m = start_model(TOY, cache, place / "tokenizer", s).train()
