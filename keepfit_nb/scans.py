@@ -167,7 +167,7 @@ def _mixed(words: list[dict], latin: list[dict]) -> list[dict]:
         if under and (mark or word): at = words.index(under[0]); words = [w for w in words if w not in under]; words.insert(at, l)
     return words
 
-# %% ../nbs/04.3_scans.ipynb #dfdfd3f2
+# %% ../nbs/04.3_scans.ipynb #30493d6a
 _SMUDGE = re.compile(r"(?<=[\w.,)])[°®©™*”“\"»«§¢]+(?=[\s.,;:)]|$)")       # what tesseract makes of raised digits
 _ODD_C = re.compile(r"(?<=[;；.。，,]) ?[<＜〈《¢] ?(?=[:：])")                      # and of a c before a colon, in Chinese
 _TORN = re.compile(r"\bO ?[DS]\b|\bF ?F ?A\b|\bO ?C ?T\b|(?<=[(（])([A-H])\1(?=[)）])")
@@ -191,7 +191,7 @@ def _again(grey: np.ndarray, box: tuple, lang: str, up: float, em: float, larger
         if words and not _first_lost(ink, words, up, em): return words
     return []
 
-# %% ../nbs/04.3_scans.ipynb #bbdcc53c
+# %% ../nbs/04.3_scans.ipynb #dfdfd3f2
 def ocr_lines(
     grey: np.ndarray,            # uint8 (height, width), straight, pictures painted over in white
     dpi: float,
