@@ -224,7 +224,8 @@ def judged_phantoms(
         eye, m = sample_eye(job["seed"], tuple(job["diseases"])), job["modality"]
         image, masks = render(eye, m, size, masks=True, phase=phase_of(eye) if m == "FFA" else "")
         pictures.append(torch.from_numpy(image.transpose(2, 0, 1).copy())); modalities.append(m)
-        labels.append(label_map({k: v for k, v in masks.items() if k not in PARTS} or {"drusen": np.zeros((size, size), bool)}))
+        masks = {k: v for k, v in masks.items() if k not in PARTS}
+        labels.append(label_map(masks) if masks else np.zeros((size, size), np.uint8))
     return torch.stack(pictures), np.stack(labels), modalities
 
 # %% ../nbs/11.1_tokenizer.ipynb #e09a8f96
