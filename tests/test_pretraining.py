@@ -8,8 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from keepfit_nb.encoders import Settings as EncoderSettings, make_tokenizer, text_config
 from keepfit_nb.images import ImageCache
-from keepfit_nb.pretraining import (Batches, KeepFIT, Rows, Settings, as_pixels, find_pretrained, joint_targets, sentences_for, some_sentences,
-                                    start_model, stream_rows, train_member, variant_settings)
+from keepfit_nb.batches import Batches, Rows, caption_faults, some_sentences, stream_rows
+from keepfit_nb.pretraining import KeepFIT, Settings, as_pixels, find_pretrained, joint_targets, sentences_for, start_model, train_member, variant_settings
 from keepfit_nb.profiles import write_json
 
 TOY = EncoderSettings(image_model="test_resnet", text_width=32, text_layers=1, text_heads=2, vocab_size=200, projection=16)
