@@ -223,6 +223,7 @@ def _prepare(folder, into, devices, turn):
     os.environ["OMP_NUM_THREADS"] = "1"; torch.set_num_threads(1); torch.set_float32_matmul_precision("high")
     with turn.get_lock(): number = turn.value; turn.value += 1
     device = devices[number % len(devices)]
+    if device.startswith("cuda"): torch.cuda.set_device(device)
     _mine.update(bundle=Bundle(folder, into, device), device=device)
 
 def _work(out, row, switches, seed, settings, until, keep):
@@ -425,7 +426,7 @@ def report(study: Study, folder: Path, draws: int = 1000) -> dict:
     for g in found.itertuples():
         name = f"{g.kind.replace(' ', '_')}.gain.{g.new}_over_{g.old}"
         values |= {name: round(g.gain, 4), f"{name}.low": round(g.low, 4), f"{name}.high": round(g.high, 4), f"{name}.eyes_low": round(g.eyes_low, 4), f"{name}.seeds": g.seeds}
-    return values
+    return {k: v for k, v in values.items() if v == v}                  # no interval from one seed: no value
 
 # %% ../nbs/20_ablation.ipynb #cf29a690
 def seeds_of(text: str) -> list[int]:
