@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['CELLS', 'PATCH_DIM', 'IMAGE_FILES', 'BEGIN_WITH', 'Settings', 'variant_settings', 'KeepFIT', 'joint_targets',
-           'contrast', 'name_tokens', 'refer', 'losses', 'forward', 'sentences_for', 'as_pixels', 'embed_images',
-           'embed_text', 'classify', 'caption', 'save_pretrained', 'push_to_hub', 'find_pretrained', 'from_pretrained',
-           'start_model', 'train_member', 'build']
+           'everywhere', 'contrast', 'name_tokens', 'refer', 'losses', 'forward', 'sentences_for', 'as_pixels',
+           'embed_images', 'embed_text', 'classify', 'caption', 'save_pretrained', 'model_card', 'push_to_hub',
+           'find_pretrained', 'from_pretrained', 'start_model', 'train_member', 'train_anywhere', 'main', 'build']
 
 # %% ../nbs/13_pretraining.ipynb #5704bef1
-import functools, json, os, re, shutil, tempfile
+import argparse, functools, json, os, re, shutil, tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -34,7 +34,8 @@ from .knowledge import canonical, load_knowledge, prompts
 from .profiles import DISCLAIMER, MODALITIES, check_section, expand, merged, nearest, read_json, seed_everything, stage, write_json
 from .text_pretraining import load_text_weights
 from .tokenizer import load_tokenizer
-from .training import fit
+from .loop_parts import get_accelerator
+from .training import fit, launch
 
 # %% ../nbs/13_pretraining.ipynb #a069113c
 class Settings(Mixture, extra="forbid"):
@@ -171,12 +172,18 @@ def joint_targets(
     weights = share_targets(categories) * allowed
     return weights / weights.sum(1, keepdim=True)
 
+def everywhere(x: Tensor) -> Tensor:
+    "(B, …) → (processes · B, …): this tensor of all processes, with gradients; itself when there is one process."
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()) or torch.distributed.get_world_size() == 1: return x
+    from torch.distributed.nn.functional import all_gather
+    return torch.cat(all_gather(x.contiguous()))
+
 def contrast(self, v: Tensor, w: Tensor, batch: dict) -> dict[str, Tensor]:
-    "The contrastive terms: public and elite apart, or one joint table."
-    s, n, scale = self.settings, batch["n_public"], self.temperature()
-    if s.joint and s.elite and s.public: return dict(joint=clip_loss(v, w, joint_targets(batch["categories"], batch["elite"]), scale))
-    terms = dict(public=clip_loss(v[:n], w[:n], share_targets(batch["categories"][:n]), scale)) if s.public else {}
-    return terms | (dict(elite=clip_loss(v[n:], w[n:], None, scale)) if s.elite else {})
+    "The contrastive terms over the batches of all processes: public and elite apart, or one joint table."
+    s, n, scale, labels, all_ = self.settings, batch["n_public"], self.temperature(), batch["categories"], everywhere
+    if s.joint and s.elite and s.public: return dict(joint=clip_loss(all_(v), all_(w), joint_targets(all_(labels), all_(batch["elite"].float()) > 0), scale))
+    terms = dict(public=clip_loss(all_(v[:n]), all_(w[:n]), share_targets(all_(labels[:n])), scale)) if s.public else {}
+    return terms | (dict(elite=clip_loss(all_(v[n:]), all_(w[n:]), None, scale)) if s.elite else {})
 
 def name_tokens(self, grid: Tensor, pixels: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
     "Token prediction of augmented pictures (floats 0–1 or bytes); and, for the appearance reference, their patches (B, 16, 64)."
@@ -191,8 +198,9 @@ def name_tokens(self, grid: Tensor, pixels: Tensor) -> tuple[dict[str, Tensor], 
 def refer(self, v: Tensor, w: Tensor, patches: Tensor | None, batch: dict) -> dict[str, Tensor]:
     "The injection of chapter 12, from this batch's elite pairs (and memory) to its public images."
     n, m = batch["n_public"], batch["modality"]
-    side = lambda part, **more: dict(image=v[part], text=w[part], modality=m[part], **more, **({} if patches is None else dict(patches=patches[part])))
-    return self.reference(side(slice(0, n)), side(slice(n, None), index=batch["index"][n:]), batch.get("kin"), self.scale)
+    side = lambda part: dict(image=v[part], text=w[part], modality=m[part], index=batch["index"][part], **({} if patches is None else dict(patches=patches[part])))
+    elite = {k: everywhere(x.detach()) for k, x in side(slice(n, None)).items()}            # so that all processes remember the same pairs
+    return self.reference(side(slice(0, n)), elite, batch.get("kin"), self.scale)
 
 KeepFIT.contrast, KeepFIT.name_tokens, KeepFIT.refer = contrast, name_tokens, refer
 
@@ -347,6 +355,16 @@ def save_pretrained(self, folder: str | Path) -> Path:
     write_json(folder / "config.json", self.config)
     return folder
 
+def model_card(model: KeepFIT) -> str:
+    "README.md of a published model, in the hub's form: what it is, how it was made, how it is loaded, what it is not for."
+    on = [p for p in ("public", "elite", "text_pretraining", "semantic", "appearance", "token_prediction", "decoder") if getattr(model.settings, p)]
+    facts = {"image encoder": model.encoders.image_model, "text encoder": model.encoders.text_model, "image size": f"{model.size} px", "parts": ", ".join(on),
+             "parameters": f"{sum(p.numel() for p in model.parameters()):,}", **{k: v for k, v in model.about.items() if isinstance(v, (str, int, float))}}
+    return "\n".join(["---", "library_name: keepfit_nb", "tags: [ophthalmology, vision-language, retina]", "---", "# KeepFIT model", "",
+                      f"Image and text encoder of the retina (CFP, FFA, OCT), trained with keepfit_nb. {DISCLAIMER}", "", "| | |", "|---|---|",
+                      *(f"| {k} | {v} |" for k, v in facts.items()), "", "```python", "from keepfit_nb.pretraining import KeepFIT",
+                      'model = KeepFIT.from_pretrained("owner/name")', 'probs, _ = model("eye.jpg", ["normal", "glaucoma"])', "```", ""])
+
 def _published(model: KeepFIT) -> dict[str, Tensor]:
     "Weights to save: each storage once, and not the reference's memory, which holds embeddings of the elite pairs."
     return {k: v.detach().cpu().clone().contiguous() for k, v in unshared(model).items() if not k.startswith("reference.memory.")}
@@ -356,7 +374,8 @@ def push_to_hub(self, repo: str, private: bool = True, **kwargs) -> str:
     from huggingface_hub import HfApi
     with tempfile.TemporaryDirectory() as folder:
         api = HfApi(**kwargs); api.create_repo(repo, private=private, exist_ok=True)
-        return str(api.upload_folder(repo_id=repo, folder_path=self.save_pretrained(folder)))
+        self.save_pretrained(folder); (Path(folder) / "README.md").write_text(model_card(self), encoding="utf-8")
+        return str(api.upload_folder(repo_id=repo, folder_path=folder))
 
 KeepFIT.save_pretrained, KeepFIT.push_to_hub = save_pretrained, push_to_hub
 
@@ -439,12 +458,39 @@ def train_member(
     model = start_model(encoders, cache, tokenizer_folder, settings, seed, about, stages)
     batches = Batches(cache, model.text_encoder.tokenize, settings, seed, model.decoder.tokenize if settings.decoder else None)
     if settings.elite and verbose: caption_faults([r["caption"] for r in batches.records["elite"]], model.text_encoder.tokenizer, model.text_encoder.max_tokens)
-    fit(model, batches, settings, folder, seed=seed, steps_per_epoch=batches.steps_per_epoch(), device=device, label=label, verbose=verbose)
-    model.eval().save_pretrained(folder)
-    shutil.rmtree(Path(folder) / "checkpoints", ignore_errors=True)
-    return model
+    accelerator = get_accelerator(device, settings.unused_parameters)
+    fit(model, batches, settings, folder, seed=seed, steps_per_epoch=batches.steps_per_epoch(), accelerator=accelerator, label=label, verbose=verbose)
+    if accelerator.is_main_process:
+        model.eval().save_pretrained(folder)
+        shutil.rmtree(Path(folder) / "checkpoints", ignore_errors=True)
+    accelerator.wait_for_everyone()
+    return model.eval()
 
-# %% ../nbs/13_pretraining.ipynb #df925764
+# %% ../nbs/13_pretraining.ipynb #56c68c28
+def train_anywhere(
+    folder: Path, encoders: EncoderSettings, cache: ImageCache, tokenizer_folder: Path, settings: Settings, seed: int,
+    device, about: dict, label: str, stages: dict[str, Path],
+    processes: int = 0,        # 0: one for each GPU when the device is `cuda`, else one
+) -> None:
+    "`train_member`, in as many processes as there are GPUs."
+    device = torch.device(device)
+    processes = processes or (torch.cuda.device_count() if device.type == "cuda" and device.index is None else 1)
+    if processes == 1: train_member(folder, encoders, cache, tokenizer_folder, settings, seed, device, about, label, stages=stages); return
+    plan = dict(folder=str(folder), encoders=encoders.model_dump(mode="json"), cache=str(cache.folder), tokenizer_folder=str(tokenizer_folder),
+                settings=settings.model_dump(mode="json"), seed=seed, device=device.type, about=about, label=label, stages={k: str(v) for k, v in stages.items()})
+    launch("keepfit_nb.pretraining", plan, folder, processes, cpu=device.type == "cpu")
+
+def main(words: list[str] | None = None) -> None:
+    "Train one member as a file says: `accelerate launch -m keepfit_nb.pretraining --settings FILE`."
+    ask = argparse.ArgumentParser(prog="keepfit_nb.pretraining", description=main.__doc__)
+    ask.add_argument("file", nargs="?"); ask.add_argument("--settings")
+    a = ask.parse_args(words)
+    plan = read_json(Path(a.settings or a.file or ask.error("give --settings FILE")))
+    if plan is None: ask.error(f"{a.settings or a.file} is missing or no JSON")
+    train_member(Path(plan["folder"]), check_section(plan["encoders"], EncoderSettings, "encoders"), ImageCache(plan["cache"]), Path(plan["tokenizer_folder"]),
+                 check_section(plan["settings"], Settings, "settings"), plan["seed"], plan["device"], plan["about"], plan["label"], stages=plan["stages"])
+
+# %% ../nbs/13_pretraining.ipynb #54e8ea73
 BEGIN_WITH = {"09_text_pretraining": "text_pretraining", "11_appearance": "token_prediction"}      # stage → the switch that needs it
 
 def _plan(run, settings) -> str:
@@ -464,7 +510,7 @@ def build(run, folder: Path, settings: Settings, inputs: dict[str, Path]) -> dic
             member = folder / variant / str(seed)
             if not (member / "config.json").exists():
                 about = dict(variant=variant, seed=seed, profile=run.profile.name, images=len(cache))
-                train_member(member, encoders, cache, inputs["07_encoders"] / "tokenizer", s, seed, run.device, about, f"{variant}, seed {seed}", stages=stages)
+                train_anywhere(member, encoders, cache, inputs["07_encoders"] / "tokenizer", s, seed, run.device, about, f"{variant}, seed {seed}", stages)
             metrics |= _summary(member, f"{variant}_{seed}")
     write_json(folder / "default.json", dict(variant=run.default_variant, seed=run.seeds[0]))
     return metrics
@@ -474,3 +520,5 @@ def _summary(member: Path, name: str) -> dict:
     rows = [json.loads(line) for line in (member / "curves.jsonl").read_text(encoding="utf-8").splitlines()]
     last = rows[-1]
     return {f"{name}_{k}": round(last[k], 4) for k in ("step", "seconds", "loss", "public", "elite", "joint", "reference", "token", "caption", "scale") if k in last}
+
+if __name__ == "__main__" and globals().get("__file__", "").endswith("pretraining.py"): main()
