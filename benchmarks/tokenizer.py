@@ -52,10 +52,10 @@ def judge(tokenizer, n=100, seed=0):
 
 
 def measure(
-    folder=None,            # of the training, to go on in; None: a temporary one
+    folder: str | None = None,   # of the training, to go on in; None: a temporary one
     n: int = 700,           # phantoms a modality to learn from
     device: str = "auto",
-    settings: Settings = Settings(codes=512, factor=2, width=32, batch_size=16, steps=1500, save_seconds=60),
+    settings: Settings = Settings(codes=1024, factor=2, width=32, detail=5., batch_size=16, steps=1500, save_seconds=60),
 ) -> dict:                  # flat names → numbers
     "Learn and judge; the three figures of the issue are codebook_use, psnr and lesion_recall."
     start = time.perf_counter()

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['Settings', 'factor_for', 'Block', 'make_encoder', 'make_decoder', 'nearest_code', 'ImageTokenizer', 'as_floats',
-           'detail_weights', 'reconstruction_loss', 'Learner', 'share_used', 'teaching_rows', 'teach', 'seed_first',
-           'psnr', 'judged_phantoms', 'lesion_pieces', 'lesion_recall', 'save_tokenizer', 'load_tokenizer']
+           'detail_weights', 'reconstruction_loss', 'Learner', 'share_used', 'teaching_rows', 'teach', 'psnr',
+           'judged_phantoms', 'lesion_pieces', 'lesion_recall', 'save_tokenizer', 'load_tokenizer']
 
 # %% ../nbs/11.1_tokenizer.ipynb #ae9ddaf4
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -96,6 +97,7 @@ class ImageTokenizer(nn.Module):
         if pixels.ndim != 4 or pixels.shape[1] != 3: raise ValueError(f"pictures must be (B, 3, H, W), not {tuple(pixels.shape)}")
         if pixels.shape[-1] % self.factor or pixels.shape[-2] % self.factor:
             raise ValueError(f"pictures of {tuple(pixels.shape[-2:])} px cannot be cut into squares of {self.factor}; resize them first")
+        if not len(pixels): return pixels.new_zeros(0, self.dim, *(s // self.factor for s in pixels.shape[-2:]), dtype=torch.float32)
         return self.encoder(as_floats(pixels) * 2 - 1)
 
     def paint(self, quantised: Tensor) -> Tensor:
@@ -110,7 +112,7 @@ def as_floats(pixels: Tensor) -> Tensor:
 @torch.no_grad()
 def _encode(self: ImageTokenizer, pixels: Tensor) -> Tensor:
     "(B, 3, H, W) floats 0–1 or bytes → tokens (B, H/factor, W/factor) int64. ValueError for NaN and for other scales."
-    if pixels.is_floating_point() and pixels.numel():
+    if pixels.is_floating_point() and pixels.numel() and pixels.device.type == "cpu":      # asking a GPU would make it wait
         low, high = pixels.amin().item(), pixels.amax().item()
         if not (low > -.01 and high < 1.01):
             raise ValueError(f"pixels run from {low:g} to {high:g}, expected 0 to 1: NaN? normalised? Pass bytes, or floats before normalising")
@@ -192,15 +194,13 @@ def teach(
 ):                           # (ImageTokenizer on the CPU, curves)
     "Learn visual tokens from the pictures of a cache, by reconstruction. Resumes where it was killed."
     from keepfit_nb.training import fit, rows_of_step
-    seed_first(seed)
+    torch.manual_seed(seed)                          # of the first weights; `fit` seeds the rest
     rows = teaching_rows(cache) if rows is None else rows
     batches = lambda n: dict(pixels=cache.batch(part := rows[rows_of_step(n, len(rows), settings.batch_size, seed)]), rows=torch.from_numpy(part))
     learner = Learner(settings, cache.size)
     curves = fit(learner, batches, settings, folder, seed=seed, steps_per_epoch=max(len(rows) // settings.batch_size, 1),
                  device=device, label="tokenizer", verbose=verbose)
     return learner.cpu().finish(), curves
-
-def seed_first(seed: int) -> None: torch.manual_seed(seed)      # of the weights; `fit` seeds the rest
 
 # %% ../nbs/11.1_tokenizer.ipynb #f5e6bf2f
 def psnr(
@@ -266,7 +266,8 @@ def lesion_recall(
 def save_tokenizer(tokenizer: ImageTokenizer, folder: str | Path) -> Path:
     "Write tokenizer.safetensors and config.json; returns the folder."
     folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.contiguous() for k, v in tokenizer.state_dict().items()}, folder / "tokenizer.safetensors")
+    save_file({k: v.contiguous() for k, v in tokenizer.state_dict().items()}, folder / "tokenizer.part")
+    os.replace(folder / "tokenizer.part", folder / "tokenizer.safetensors")        # a reader of the old file keeps the old file
     write_json(folder / "config.json", {"kind": "keepfit_nb image tokenizer", **tokenizer.config})
     return folder
 

@@ -162,6 +162,7 @@ def test_stage_leaves_what_it_promises(tmp_path):
     records = []
     for i in range(12):
         Image.fromarray(g.integers(60, 200, (4, 4, 3), np.uint8)).resize((32, 32)).save(folder / f"{i}.png"); records.append(dict(image=str(folder / f"{i}.png")))
+    (tmp_path / "cache").mkdir()
     make_cache(dict(elite=records[:3], public=records[3:8], evaluation=records[8:]), tmp_path / "cache", ImageSettings(size=32, crop=False))
     out = tmp_path / "out"; out.mkdir()
     run = SimpleNamespace(seed=0, device=torch.device("cpu"))

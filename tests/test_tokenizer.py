@@ -138,12 +138,12 @@ def test_files(tmp_path):
     again = load_tokenizer(save_tokenizer(t, tmp_path / "t"))
     assert again.encode(x).equal(t.encode(x)) and not again.training
     file, config = tmp_path / "t" / "tokenizer.safetensors", tmp_path / "t" / "config.json"
-    tensors, whole, words = load_file(file), file.read_bytes(), config.read_text()
+    tensors, whole, words = {k: v.clone() for k, v in load_file(file).items()}, file.read_bytes(), config.read_text()
     config.write_text(json.dumps({**json.loads(words), "codes": 16}))
     with pytest.raises(ValueError, match="codebook"): load_tokenizer(tmp_path / "t")
-    config.write_text(words); file.write_bytes(whole[:len(whole) // 2])
+    config.write_text(words); file.unlink(); file.write_bytes(whole[:len(whole) // 2])
     with pytest.raises(ValueError, match="no readable"): load_tokenizer(tmp_path / "t")
-    save_file({**tensors, "codebook": tensors["codebook"] * float("nan")}, file)
+    file.unlink(); save_file({**tensors, "codebook": tensors["codebook"] * float("nan")}, file)
     with pytest.raises(ValueError, match="NaN"): load_tokenizer(tmp_path / "t")
     config.unlink()
     with pytest.raises(FileNotFoundError, match="11_appearance"): load_tokenizer(tmp_path / "t")
@@ -168,7 +168,7 @@ def test_using_a_tokenizer_needs_no_library(tmp_path):
 def test_detail_weights_find_the_dot_and_bounds_hold():
     x = torch.full((2, 3, 32, 32), .4); x[0, :, 8, 8] = .9
     w = detail_weights(x)
-    assert w[1].equal(torch.ones(1, 32, 32)) and w[0].argmax() == 8 * 32 + 8 and w.max() <= 17
+    assert torch.allclose(w[1], torch.ones(1, 32, 32), atol=1e-3) and w[0, 0, 8, 8] == w.max() <= 17 and w[0, 0, 20, 20] < 1.001
     assert detail_weights(x, 0.).equal(torch.ones(2, 1, 32, 32))
     same, edges = reconstruction_loss(x, x)
     assert same == 0 and edges == 0
