@@ -1716,7 +1716,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'keepfit_nb/tokenizer.py'),
                                       'keepfit_nb.tokenizer.save_tokenizer': ( '11.1_tokenizer.html#save_tokenizer',
                                                                                'keepfit_nb/tokenizer.py'),
-                                      'keepfit_nb.tokenizer.seed_first': ('11.1_tokenizer.html#seed_first', 'keepfit_nb/tokenizer.py'),
                                       'keepfit_nb.tokenizer.share_used': ('11.1_tokenizer.html#share_used', 'keepfit_nb/tokenizer.py'),
                                       'keepfit_nb.tokenizer.teach': ('11.1_tokenizer.html#teach', 'keepfit_nb/tokenizer.py'),
                                       'keepfit_nb.tokenizer.teaching_rows': ( '11.1_tokenizer.html#teaching_rows',

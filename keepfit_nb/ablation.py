@@ -426,52 +426,6 @@ def report(study: Study, folder: Path, draws: int = 1000) -> dict:
     for g in found.itertuples():
         name = f"{g.kind.replace(' ', '_')}.gain.{g.new}_over_{g.old}"
         values |= {name: round(g.gain, 4), f"{name}.low": round(g.low, 4), f"{name}.high": round(g.high, 4), f"{name}.eyes_low": round(g.eyes_low, 4), f"{name}.seeds": g.seeds}
-    return values
-
-# %% ../nbs/20_ablation.ipynb #524d2adb
-class Settings(BaseModel, extra="forbid"):
-    "Section `ablation` of a profile. The defaults show how it works and measure nothing."
-    rows: list[str] = ["public", "elite", "elite+semantic"]     # rows of `grid`
-    seeds: list[int] = [0, 1]                            # the run's seed is added to each
-    steps: int = Field(12, ge=1)                         # of every training; the rest is section `pretraining`
-    processes: int = Field(1, ge=1, le=256)              # trainings side by side
-    draws: int = Field(200, ge=10)                       # of the bootstrap
-
-    @field_validator("rows")
-    @classmethod
-    def _known(cls, value):
-        for r in value:
-            if r not in grid(): raise ValueError(nearest(r, grid(), "row of the study"))
-        return value
-
-def _bundle(run, folder: Path, inputs: dict[str, Path]) -> Path:
-    "The run's bundle, made unless it is there."
-    from keepfit_nb.sources import Settings as SourceSettings
-    if not (folder / "bundle.json").exists():
-        pack(folder, inputs["06_images"], inputs["07_encoders"] / "tokenizer", run.section("encoders", EncoderSettings), run.section("sources", SourceSettings).unseen,
-             stages={n: inputs[n] for n in BEGIN_WITH if n in inputs})
-    return folder
-
-@stage("20_ablation", needs=["06_images", "07_encoders"], settings=Settings, extra=lambda run, s: json.dumps(
-    [run.section("encoders", EncoderSettings).model_dump(mode="json"), run.section("pretraining", PretrainingSettings).model_dump(mode="json")]))
-def build(run, folder: Path, settings: Settings, inputs: dict[str, Path]) -> dict:
-    "Leave bundle/, cells/<row>.<seed>.json, scores.csv and gains.csv."
-    trained = run.section("pretraining", PretrainingSettings).model_copy(update=dict(steps=settings.steps))
-    inputs = inputs | {n: run.need(n) for n, part in BEGIN_WITH.items() if any(grid()[r].get(part) for r in settings.rows)}
-    parcel, seeds = _bundle(run, folder / "bundle", inputs), [run.seed + s for s in settings.seeds]
-    left = run_grid(parcel, folder / "cells", [(r, grid()[r], s) for s in seeds for r in settings.rows], trained, settings.processes, run.device.type)
-    if left: raise RuntimeError(f"{len(left)} cells of the study are not done ({', '.join(left[:3])}); see the lines above, then run the stage again")
-    return report(Study(collect(Bundle(parcel), folder / "cells")), folder, settings.draws)
-
-def report(study: Study, folder: Path, draws: int = 1000) -> dict:
-    "Write scores.csv and gains.csv; their main numbers."
-    table, found = scores(study), gains(study, n=draws)
-    table.to_csv(folder / "scores.csv", index=False); found.drop(columns="each", errors="ignore").to_csv(folder / "gains.csv", index=False)
-    mean = table[table.modality == "all"].groupby(["kind", "row"]).aca.mean()
-    values = {f"{k.replace(' ', '_')}.aca.{r}": round(float(v), 4) for (k, r), v in mean.items()}
-    for g in found.itertuples():
-        name = f"{g.kind.replace(' ', '_')}.gain.{g.new}_over_{g.old}"
-        values |= {name: round(g.gain, 4), f"{name}.low": round(g.low, 4), f"{name}.high": round(g.high, 4), f"{name}.eyes_low": round(g.eyes_low, 4), f"{name}.seeds": g.seeds}
     return {k: v for k, v in values.items() if v == v}                  # no interval from one seed: no value
 
 # %% ../nbs/20_ablation.ipynb #cf29a690
