@@ -81,6 +81,7 @@ def jpeg(pixels: np.ndarray, quality: int) -> bytes:
     Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))).save(out, "JPEG", quality=quality, subsampling=0)
     return out.getvalue()
 
+# %% ../nbs/20_ablation.ipynb #0d94059c
 def pack(
     folder: Path,                # the bundle; made new
     images: Path,                # folder of stage 06_images
@@ -104,6 +105,7 @@ def pack(
     about = describe_bundle(folder, cache.size, cache.about.get("crop", True), len(rows), roles, unseen, encoders)
     return about | dict(megabytes=round(sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) / 1e6, 1))
 
+# %% ../nbs/20_ablation.ipynb #92793618
 def describe_bundle(folder: Path, size: int, crop: bool, images: int, roles: dict[str, list], unseen, encoders: EncoderSettings) -> dict:
     "Write bundle.json, with the questions; returns what a reader wants to know."
     asked = [dict(kind=k, task=t.model_dump()) for k, t in questions(roles["evaluation"], unseen)]
@@ -189,6 +191,7 @@ def described(bundle: Bundle, each: int = 120) -> list[dict]:
     rows = {m: [r for r in bundle.records if r["modality"] == m] for m in MODALITIES}
     return [r[k] for r in rows.values() for k in np.linspace(0, len(r) - 1, min(each, len(r))).astype(int)]
 
+# %% ../nbs/20_ablation.ipynb #5de07912
 def run_cell(
     bundle: Bundle,
     out: Path,                    # <row>.<seed>.json goes here
@@ -266,6 +269,7 @@ def run_grid(
         for k, job in enumerate(as_completed(jobs), 1): _tell(job, jobs[job], k, len(jobs))
     return [f"{row}.{s}" for row, _, s in todo if not (out / f"{row}.{s}.json").exists()]
 
+# %% ../nbs/20_ablation.ipynb #518c8185
 def _tell(job, name, k, n):
     "One line about a finished cell."
     error = job.exception()
@@ -406,6 +410,7 @@ def _bundle(run, folder: Path, inputs: dict[str, Path]) -> Path:
              stages={n: inputs[n] for n in BEGIN_WITH if n in inputs})
     return folder
 
+# %% ../nbs/20_ablation.ipynb #50ff62b8
 @stage("20_ablation", needs=["06_images", "07_encoders"], settings=Settings, extra=lambda run, s: json.dumps(
     [run.section("encoders", EncoderSettings).model_dump(mode="json"), run.section("pretraining", PretrainingSettings).model_dump(mode="json")]))
 def build(run, folder: Path, settings: Settings, inputs: dict[str, Path]) -> dict:
@@ -438,6 +443,7 @@ def seeds_of(text: str) -> list[int]:
         out += range(int(first), int(last or first) + 1)
     return out
 
+# %% ../nbs/20_ablation.ipynb #b5a84172
 def main(words: list[str] | None = None) -> int:
     "The study as a command. 0: all cells are done; 1: some are not, the same command goes on."
     ask = argparse.ArgumentParser(prog="python -m keepfit_nb.ablation", description=main.__doc__)
@@ -462,6 +468,7 @@ def main(words: list[str] | None = None) -> int:
     print(f"study: {len(plain['cells'])} cells in {Path(a.out) / 'study.json'}" + (f"; {len(left)} are not done, e.g. {left[0]}" if left else ""))
     return int(bool(left))
 
+# %% ../nbs/20_ablation.ipynb #426834a7
 def study_settings(steps: int, pairs: list[str] = ()) -> PretrainingSettings:
     "The settings of all rows: those of profile demo, these steps, and `KEY=VALUE` pairs."
     import yaml
