@@ -1162,6 +1162,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'keepfit_nb/pretraining.py'),
                                         'keepfit_nb.pretraining.KeepFIT.scale': ( 'pretraining.html#keepfit.scale',
                                                                                   'keepfit_nb/pretraining.py'),
+                                        'keepfit_nb.pretraining.Parts': ('pretraining.html#parts', 'keepfit_nb/pretraining.py'),
                                         'keepfit_nb.pretraining.Settings': ('pretraining.html#settings', 'keepfit_nb/pretraining.py'),
                                         'keepfit_nb.pretraining.Settings._possible': ( 'pretraining.html#settings._possible',
                                                                                        'keepfit_nb/pretraining.py'),

@@ -81,6 +81,7 @@ def jpeg(pixels: np.ndarray, quality: int) -> bytes:
     Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))).save(out, "JPEG", quality=quality, subsampling=0)
     return out.getvalue()
 
+# %% ../nbs/20_ablation.ipynb #116b518b
 def pack(
     folder: Path,                # the bundle; made new
     images: Path,                # folder of stage 06_images
@@ -104,6 +105,7 @@ def pack(
     about = describe_bundle(folder, cache.size, cache.about.get("crop", True), len(rows), roles, unseen, encoders)
     return about | dict(megabytes=round(sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) / 1e6, 1))
 
+# %% ../nbs/20_ablation.ipynb #d1a038c6
 def describe_bundle(folder: Path, size: int, crop: bool, images: int, roles: dict[str, list], unseen, encoders: EncoderSettings) -> dict:
     "Write bundle.json, with the questions; returns what a reader wants to know."
     asked = [dict(kind=k, task=t.model_dump()) for k, t in questions(roles["evaluation"], unseen)]
@@ -122,6 +124,7 @@ class ResidentCache(ImageCache):
         import torch
         return self.resident[torch.as_tensor(np.asarray(rows, dtype=np.int64), device=self.resident.device)]
 
+# %% ../nbs/20_ablation.ipynb #4494b58f
 def unpack(folder: Path, into: Path) -> Path:
     "The pictures of a bundle as an image cache (chapter 06) in `into`; done once. ValueError: no whole bundle."
     from PIL import Image
@@ -189,6 +192,7 @@ def described(bundle: Bundle, each: int = 120) -> list[dict]:
     rows = {m: [r for r in bundle.records if r["modality"] == m] for m in MODALITIES}
     return [r[k] for r in rows.values() for k in np.linspace(0, len(r) - 1, min(each, len(r))).astype(int)]
 
+# %% ../nbs/20_ablation.ipynb #0cd70927
 def run_cell(
     bundle: Bundle,
     out: Path,                    # <row>.<seed>.json goes here
@@ -266,6 +270,7 @@ def run_grid(
         for k, job in enumerate(as_completed(jobs), 1): _tell(job, jobs[job], k, len(jobs))
     return [f"{row}.{s}" for row, _, s in todo if not (out / f"{row}.{s}.json").exists()]
 
+# %% ../nbs/20_ablation.ipynb #9b8f8f2e
 def _tell(job, name, k, n):
     "One line about a finished cell."
     error = job.exception()
@@ -398,6 +403,7 @@ class Settings(BaseModel, extra="forbid"):
             if r not in grid(): raise ValueError(nearest(r, grid(), "row of the study"))
         return value
 
+# %% ../nbs/20_ablation.ipynb #9363793e
 def _bundle(run, folder: Path, inputs: dict[str, Path]) -> Path:
     "The run's bundle, made unless it is there."
     from keepfit_nb.sources import Settings as SourceSettings
@@ -417,6 +423,7 @@ def build(run, folder: Path, settings: Settings, inputs: dict[str, Path]) -> dic
     if left: raise RuntimeError(f"{len(left)} cells of the study are not done ({', '.join(left[:3])}); see the lines above, then run the stage again")
     return report(Study(collect(Bundle(parcel), folder / "cells")), folder, settings.draws)
 
+# %% ../nbs/20_ablation.ipynb #6b519126
 def report(study: Study, folder: Path, draws: int = 1000) -> dict:
     "Write scores.csv and gains.csv; their main numbers."
     table, found = scores(study), gains(study, n=draws)
@@ -438,6 +445,7 @@ def seeds_of(text: str) -> list[int]:
         out += range(int(first), int(last or first) + 1)
     return out
 
+# %% ../nbs/20_ablation.ipynb #533ebc29
 def main(words: list[str] | None = None) -> int:
     "The study as a command. 0: all cells are done; 1: some are not, the same command goes on."
     ask = argparse.ArgumentParser(prog="python -m keepfit_nb.ablation", description=main.__doc__)
@@ -462,6 +470,7 @@ def main(words: list[str] | None = None) -> int:
     print(f"study: {len(plain['cells'])} cells in {Path(a.out) / 'study.json'}" + (f"; {len(left)} are not done, e.g. {left[0]}" if left else ""))
     return int(bool(left))
 
+# %% ../nbs/20_ablation.ipynb #02f9cc57
 def study_settings(steps: int, pairs: list[str] = ()) -> PretrainingSettings:
     "The settings of all rows: those of profile demo, these steps, and `KEY=VALUE` pairs."
     import yaml
