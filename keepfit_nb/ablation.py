@@ -81,11 +81,7 @@ def jpeg(pixels: np.ndarray, quality: int) -> bytes:
     Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))).save(out, "JPEG", quality=quality, subsampling=0)
     return out.getvalue()
 
-<<<<<<< HEAD
-# %% ../nbs/20_ablation.ipynb #0d94059c
-=======
 # %% ../nbs/20_ablation.ipynb #116b518b
->>>>>>> ablation
 def pack(
     folder: Path,                # the bundle; made new
     images: Path,                # folder of stage 06_images
@@ -109,11 +105,7 @@ def pack(
     about = describe_bundle(folder, cache.size, cache.about.get("crop", True), len(rows), roles, unseen, encoders)
     return about | dict(megabytes=round(sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) / 1e6, 1))
 
-<<<<<<< HEAD
-# %% ../nbs/20_ablation.ipynb #92793618
-=======
 # %% ../nbs/20_ablation.ipynb #d1a038c6
->>>>>>> ablation
 def describe_bundle(folder: Path, size: int, crop: bool, images: int, roles: dict[str, list], unseen, encoders: EncoderSettings) -> dict:
     "Write bundle.json, with the questions; returns what a reader wants to know."
     asked = [dict(kind=k, task=t.model_dump()) for k, t in questions(roles["evaluation"], unseen)]
@@ -200,11 +192,7 @@ def described(bundle: Bundle, each: int = 120) -> list[dict]:
     rows = {m: [r for r in bundle.records if r["modality"] == m] for m in MODALITIES}
     return [r[k] for r in rows.values() for k in np.linspace(0, len(r) - 1, min(each, len(r))).astype(int)]
 
-<<<<<<< HEAD
-# %% ../nbs/20_ablation.ipynb #5de07912
-=======
 # %% ../nbs/20_ablation.ipynb #0cd70927
->>>>>>> ablation
 def run_cell(
     bundle: Bundle,
     out: Path,                    # <row>.<seed>.json goes here
@@ -282,11 +270,7 @@ def run_grid(
         for k, job in enumerate(as_completed(jobs), 1): _tell(job, jobs[job], k, len(jobs))
     return [f"{row}.{s}" for row, _, s in todo if not (out / f"{row}.{s}.json").exists()]
 
-<<<<<<< HEAD
-# %% ../nbs/20_ablation.ipynb #518c8185
-=======
 # %% ../nbs/20_ablation.ipynb #9b8f8f2e
->>>>>>> ablation
 def _tell(job, name, k, n):
     "One line about a finished cell."
     error = job.exception()
@@ -428,7 +412,6 @@ def _bundle(run, folder: Path, inputs: dict[str, Path]) -> Path:
              stages={n: inputs[n] for n in BEGIN_WITH if n in inputs})
     return folder
 
-# %% ../nbs/20_ablation.ipynb #50ff62b8
 @stage("20_ablation", needs=["06_images", "07_encoders"], settings=Settings, extra=lambda run, s: json.dumps(
     [run.section("encoders", EncoderSettings).model_dump(mode="json"), run.section("pretraining", PretrainingSettings).model_dump(mode="json")]))
 def build(run, folder: Path, settings: Settings, inputs: dict[str, Path]) -> dict:
@@ -462,11 +445,7 @@ def seeds_of(text: str) -> list[int]:
         out += range(int(first), int(last or first) + 1)
     return out
 
-<<<<<<< HEAD
-# %% ../nbs/20_ablation.ipynb #b5a84172
-=======
 # %% ../nbs/20_ablation.ipynb #533ebc29
->>>>>>> ablation
 def main(words: list[str] | None = None) -> int:
     "The study as a command. 0: all cells are done; 1: some are not, the same command goes on."
     ask = argparse.ArgumentParser(prog="python -m keepfit_nb.ablation", description=main.__doc__)
@@ -491,11 +470,7 @@ def main(words: list[str] | None = None) -> int:
     print(f"study: {len(plain['cells'])} cells in {Path(a.out) / 'study.json'}" + (f"; {len(left)} are not done, e.g. {left[0]}" if left else ""))
     return int(bool(left))
 
-<<<<<<< HEAD
-# %% ../nbs/20_ablation.ipynb #426834a7
-=======
 # %% ../nbs/20_ablation.ipynb #02f9cc57
->>>>>>> ablation
 def study_settings(steps: int, pairs: list[str] = ()) -> PretrainingSettings:
     "The settings of all rows: those of profile demo, these steps, and `KEY=VALUE` pairs."
     import yaml

@@ -100,7 +100,8 @@ class KeepFIT(nn.Module):
         self.settings, self.about = settings or Settings(), dict(about or {})
         self.image_encoder = build_image_encoder(encoders, size).to(memory_format=torch.channels_last)      # convolutions are faster so
         self.text_encoder = build_text_encoder(encoders, tokenizer_folder)
-        self.image_projection, self.text_projection = (Projection(e.dim, encoders.projection) for e in (self.image_encoder, self.text_encoder))
+        self.image_projection = Projection(self.image_encoder.dim, encoders.projection)
+        self.text_projection = Projection(self.text_encoder.dim, encoders.projection)
         self.temperature, self.augment = Temperature(), Augment()
         self._eyes, self.tokens = None, tuple(tokens)
         self._add_parts(dict(stages or {}), n_elite)
@@ -186,13 +187,9 @@ def contrast(self, v: Tensor, w: Tensor, batch: dict) -> dict[str, Tensor]:
     terms = dict(public=clip_loss(all_(v[:n]), all_(w[:n]), share_targets(all_(labels[:n])), scale)) if s.public else {}
     return terms | (dict(elite=clip_loss(all_(v[n:]), all_(w[n:]), None, scale)) if s.elite else {})
 
-<<<<<<< HEAD
-# %% ../nbs/13_pretraining.ipynb #e4c1e5c6
-=======
 KeepFIT.contrast = contrast
 
 # %% ../nbs/13_pretraining.ipynb #05ccd79f
->>>>>>> ablation
 def name_tokens(self, grid: Tensor, pixels: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
     "Token prediction of augmented pictures (floats 0–1 or bytes); and, for the appearance reference, their patches (B, 16, 64)."
     if self._eyes is None: raise RuntimeError("a loaded model has no image tokenizer; token prediction is a part of training")
@@ -323,7 +320,6 @@ def classify(self,
     raised = np.exp(logits - logits.max(1, keepdims=True))
     return raised / raised.sum(1, keepdims=True), logits
 
-# %% ../nbs/13_pretraining.ipynb #49b300a1
 @_evaluating
 def caption(self, images, strategy: str | None = None, batch_size: int = 64, **options) -> list[str]:
     "What an expert might write of each image (chapter 12.1). RuntimeError: a model without decoder. For research and teaching, not for diagnosis."
@@ -376,7 +372,6 @@ def model_card(model: KeepFIT) -> str:
                       *(f"| {k} | {v} |" for k, v in facts.items()), "", "```python", "from keepfit_nb.pretraining import KeepFIT",
                       'model = KeepFIT.from_pretrained("owner/name")', 'probs, _ = model("eye.jpg", ["normal", "glaucoma"])', "```", ""])
 
-# %% ../nbs/13_pretraining.ipynb #aa4b80c9
 def _published(model: KeepFIT) -> dict[str, Tensor]:
     "Weights to save: each storage once, and not the reference's memory, which holds embeddings of the elite pairs."
     return {k: v.detach().cpu().clone().contiguous() for k, v in unshared(model).items() if not k.startswith("reference.memory.")}
@@ -453,11 +448,7 @@ def start_model(
     "The model before pretraining: rebuilt from settings and seed, the same for every variant."
     return KeepFIT(encoders, tokenizer_folder, cache.size, cache.about.get("crop", True), settings, seed, about, stages, len(cache.records("elite")))
 
-<<<<<<< HEAD
-# %% ../nbs/13_pretraining.ipynb #a04e48ce
-=======
 # %% ../nbs/13_pretraining.ipynb #c16c8d28
->>>>>>> ablation
 def train_member(
     folder: Path,               # of this variant and seed; what a killed training left there is taken up
     encoders: EncoderSettings,
