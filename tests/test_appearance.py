@@ -78,7 +78,7 @@ def test_head_shapes_and_loss(h, w, ratio, size):
 
 def test_each_patch_answers_for_its_own_squares():
     head, p = TokenHead(6, 9, 3, 5), torch.randn(1, 6, 2, 2)
-    moved = p.clone(); moved[0, :, 0, 1] += 1
+    moved = p.clone(); moved[0, 0, 0, 1] += 1
     changed = (head(p) != head(moved)).any(1)[0]
     want = torch.zeros(6, 6, dtype=bool); want[:3, 3:] = True
     assert changed.equal(want)
