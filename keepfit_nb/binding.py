@@ -60,7 +60,7 @@ def _continues(block: Block, legend: list[Block]) -> bool:
     return block.zh != above.zh and not any(b.zh == block.zh for b in legend) or bool(_NEXT_PART.match(plain(block.lines[0].text)))
 
 # %% ../nbs/04.5_binding.ipynb #b111a8d0
-_WORN = re.compile(r"\W{0,2}(?:[\u3400-\u9fff]{0,2}|[FPE][A-Za-z. ]{1,7})\s?(?P<number>\d{1,3}\s?[-–.·]\s?\d{1,3})(?![-.\d%])(?=\W|[A-H\u3400-\u9fff])")
+_WORN = re.compile(r"\W{0,2}(?:[\u3400-\u9fff]{0,2}|[FPE][A-Za-z. ]{1,7})\s?(?P<number>\d{1,3}\s?[-–.·]\s?\d{1,3})(?!\d|[-.]\d|%)(?=\W|[A-H\u3400-\u9fff])")
 
 def _relabelled(page: Page) -> list[Line]:
     "Lines of a page. Beside a picture of a scan, a line that begins with the number of a figure gets back the word before it."

@@ -114,6 +114,12 @@ def decode(
     return _read_file(path, f"'{path}'")
 
 # %% ../nbs/06.1_decoding.ipynb #b3a3f5e9
+def _widened(a: int, b: int, side: int, limit: int) -> tuple[int, int]:
+    "The span a–b grown to `side` around its middle, within 0–limit."
+    start = max(0, min(int(a + b - side) // 2, limit - int(side)))
+    return (start, min(limit, start + int(side))) if side > b - a else (int(a), int(b))
+
+# %% ../nbs/06.1_decoding.ipynb #ab77c343
 def foreground_box(
     img: np.ndarray,          # uint8 (H,W,3)
     chord: float = .08,       # share of a row or column that must be lit
@@ -138,11 +144,7 @@ def foreground_box(
     side = max(bottom - top, right - left)                        # at most down to a square: more would be padded back
     return *_widened(top, bottom, side, h), *_widened(left, right, side, w)
 
-def _widened(a: int, b: int, side: int, limit: int) -> tuple[int, int]:
-    "The span a–b grown to `side` around its middle, within 0–limit."
-    start = max(0, min(int(a + b - side) // 2, limit - int(side)))
-    return (start, min(limit, start + int(side))) if side > b - a else (int(a), int(b))
-
+# %% ../nbs/06.1_decoding.ipynb #fe53b4ab
 def foreground_crop(
     img: np.ndarray,      # uint8 (H,W,3)
 ) -> np.ndarray:          # uint8 (h,w,3), a view of the same memory

@@ -28,6 +28,7 @@ class Settings(BaseModel, extra="forbid"):
     pull: Literal["text", "image", "both"] = "image"          # which public side is pulled [v1: text]
     loss: Literal["mse", "infonce"] = "infonce"               # how [v1: mse]
     candidates: Literal["kin", "modality"] = "kin"            # infonce: among whose texts the image must find the right ones
+    both_ways: bool = False                                   # infonce: each expert text must also find its images
     sharpen: float = Field(1., gt=0, le=20)                   # power to which the shares are raised before they pull
     confidence: Literal["none", "max", "entropy"] = "none"    # unsure references pull less
     leave_one_out: Literal["clip", "match"] = "clip"          # what an expert image must find without its own caption
@@ -130,6 +131,7 @@ def _pull(self, side: Tensor, A: Tensor, weight: Tensor, text: Tensor, allowed: 
     else:
         logits = (scale * side @ text.T).masked_fill(~open_, torch.finfo(side.dtype).min)
         each = -(A.detach() * logits.log_softmax(1)).sum(1)
+        if self.settings.both_ways: each = (each - (A.detach() * logits.log_softmax(0)).sum(1)) / 2
     return torch.where(some, weight * each, 0.).sum() / some.sum().clamp_min(1)
 
 Injection._confidence, Injection._pull = _confidence, _pull

@@ -164,7 +164,7 @@ def _sentences(text: str) -> list[int]:
     "Where sentences of a caption begin."
     return [0] + [m.end() for m in re.finditer(r"[.;。；]\s*", text)]
 
-_SMEARED = {"(A)": r"[(（\[【〔〈]\s*(?!O[DSU])\S{1,2}?\s*[)）\]】〕]|[(（\[【〔]\s*\S(?=\s)|\S\s?[)）\]】〕]", "A:": r"(?!O[DSU])[^\s\u3400-\u9fff]{1,2}\s?[:：]", "A,": r"[^\s\u3400-\u9fff]\s?[,，、.](?!\d)"}
+_SMEARED = {"(A)": r"[(（\[【〔〈]\s*(?!O[DSU])\S{1,2}?\s*[)）\]】〕]|[(（\[【〔]\s*\S{1,2}(?=\s)|\S\s?[)）\]】〕]", "A:": r"(?!O[DSU])[^\s\u3400-\u9fff]{1,2}\s?[:：]", "A,": r"[^\s\u3400-\u9fff]\s?[,，、.](?!\d)"}
 
 def _mended(marks: list, text: str, style: str) -> list:
     "Marks with those put in that a scan has smeared: an illegible sign in their style, at the beginning of a sentence, where the count has a gap."

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['Settings', 'longest', 'read_corpus', 'split_held_out', 'domain_terms', 'term_spans', 'Tokens', 'encode',
-           'make_blocks', 'choose', 'corrupt', 'MaskedBatches', 'pad', 'text_source', 'masked_lm', 'start_model',
-           'new_words', 'extend_vocabulary', 'MaskedLM', 'held_out_loss', 'term_probes', 'term_accuracy',
+           'make_blocks', 'choose', 'corrupt', 'MaskedBatches', 'pad', 'quiet', 'text_source', 'masked_lm',
+           'start_model', 'new_words', 'extend_vocabulary', 'MaskedLM', 'held_out_loss', 'term_probes', 'term_accuracy',
            'term_vectors', 'neighbours', 'measure_text', 'train_text', 'save_text', 'load_text_weights', 'build']
 
 # %% ../nbs/09_text_pretraining.ipynb #119a5c09
-import json, math, re
+import json, math, os, re, shutil
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,6 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrainedTokenizerFast
+from transformers.utils import logging
 
 from .profiles import expand, seed_everything, stage, write_json
 from .knowledge import load_knowledge, names_term
@@ -100,13 +102,12 @@ def encode(text: str, tokenizer) -> Tokens:       # no special tokens; words and
     return Tokens(np.array(out["input_ids"], dtype=int), np.array(words, dtype=int), terms)
 
 # %% ../nbs/09_text_pretraining.ipynb #596c99dc
-def _pieces(t: Tokens, room: int) -> list[Tokens]:
-    "A paragraph in parts of at most `room` tokens, cut between words."
-    starts, out, a = [0, *(np.flatnonzero(np.diff(t.words)) + 1).tolist(), len(t.ids)], [], 0
-    while a < len(t.ids):
-        b = max((s for s in starts if a < s <= a + room), default=a + room)      # a word longer than a block is cut
-        out.append(Tokens(t.ids[a:b], t.words[a:b], t.terms[a:b])); a = b
-    return out
+def _cut(t: Tokens, room: int) -> tuple[Tokens, Tokens]:
+    "The first part of a paragraph, at most `room` tokens, cut between words; and the rest."
+    ends = [*(np.flatnonzero(np.diff(t.words)) + 1).tolist(), len(t.ids)]
+    at = max((e for e in ends if e <= room), default=room)                   # a word longer than a block is cut
+    part = lambda where: Tokens(t.ids[where], t.words[where], t.terms[where])
+    return part(slice(at)), part(slice(at, None))
 
 def _onward(new: np.ndarray, old: list[int]) -> list[int]:
     "The numbers of a part, counted on from those before; -1 stays."
@@ -134,9 +135,11 @@ def make_blocks(
     readable = [t for t in encoded if (t.ids == tokenizer.unk_token_id).mean() <= max_unknown]
     if not readable: raise ValueError(f"none of {len(texts)} paragraphs can be read by this tokenizer: is it of another language?")
     blocks, parts, used = [], [], 1
-    for part in (p for t in readable for p in _pieces(t, max_tokens - 2)):
-        if parts and (not pack or used + len(part.ids) + 1 > max_tokens): blocks.append(_block(parts, tokenizer)); parts, used = [], 1
-        parts.append(part); used += len(part.ids) + 1
+    for t in readable:
+        while len(t.ids):
+            room = max_tokens - used - 1
+            if parts and (not pack or room < min(len(t.ids), max_tokens // 4)): blocks.append(_block(parts, tokenizer)); parts, used = [], 1; continue
+            part, t = _cut(t, room); parts.append(part); used += len(part.ids) + 1
     return [*blocks, _block(parts, tokenizer)], len(texts) - len(readable)
 
 # %% ../nbs/09_text_pretraining.ipynb #3eeef9c2
@@ -187,6 +190,14 @@ def pad(pairs: list[tuple[np.ndarray, np.ndarray]], pad_id: int) -> dict[str, Te
     return {"input_ids": grow(ids, pad_id), "attention_mask": grow([np.ones_like(i) for i in ids], 0), "labels": grow(labels, -100)}
 
 # %% ../nbs/09_text_pretraining.ipynb #7a7ec6fd
+@contextmanager
+def quiet():
+    "No progress bars and no loading reports of transformers inside: we check what is missing ourselves."
+    level, loud = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error(); logging.disable_progress_bar()
+    try: yield
+    finally: logging.set_verbosity(level); logging.enable_progress_bar() if loud else None
+
 def text_source(settings: EncoderSettings) -> str | Path | None:
     "Where pretrained weights of the text model lie: a folder, a hub id, or None for a random start."
     name, mode = settings.text_model, settings.text_pretrained
@@ -200,7 +211,7 @@ def masked_lm(
 ) -> tuple[nn.Module, str]:           # model; "pretrained", "pretrained, new head" or "scratch"
     "A transformers masked language model. ValueError when the encoder's weights are not complete."
     if source is None: return AutoModelForMaskedLM.from_config(AutoConfig.from_pretrained(config_folder)).float(), "scratch"
-    with hub_or_cache() as local:
+    with hub_or_cache() as local, quiet():
         model, info = AutoModelForMaskedLM.from_pretrained(source, use_safetensors=True, output_loading_info=True, local_files_only=local or Path(source).is_dir())
     core = {id(p) for p in model.base_model.parameters()}
     lacking = sorted(n for n, p in model.named_parameters() if n in info["missing_keys"] and id(p) in core)
@@ -339,9 +350,9 @@ def train_text(encoders: EncoderSettings, texts: list[str], tokenizer_folder: Pa
 # %% ../nbs/09_text_pretraining.ipynb #a39800ec
 def save_text(model: nn.Module, tokenizer, folder: Path) -> None:
     "A plain transformers folder, moved into place as a whole."
-    import os, shutil
     part = Path(folder).with_name(f".{Path(folder).name}.part"); shutil.rmtree(part, ignore_errors=True)
-    model.save_pretrained(part); tokenizer.save_pretrained(part)
+    with quiet(): model.save_pretrained(part)
+    tokenizer.save_pretrained(part)
     shutil.rmtree(folder, ignore_errors=True); os.replace(part, folder)
 
 # %% ../nbs/09_text_pretraining.ipynb #ef6bafda
@@ -352,7 +363,7 @@ def load_text_weights(
     "Fill a text encoder with pretrained text weights. FileNotFoundError: none there. ValueError: another model, or another vocabulary."
     place = Path(folder) / "model"
     if not (place / "config.json").is_file(): raise FileNotFoundError(f"no text model in {place}: is text_pretraining.enabled false in this profile?")
-    source, tokenizer = AutoModel.from_pretrained(place, local_files_only=True, use_safetensors=True), PreTrainedTokenizerFast.from_pretrained(place)
+    with quiet(): source, tokenizer = AutoModel.from_pretrained(place, local_files_only=True, use_safetensors=True), PreTrainedTokenizerFast.from_pretrained(place)
     old, new = encoder.tokenizer.get_vocab(), tokenizer.get_vocab()
     if any(new.get(t) != i for t, i in old.items()): raise ValueError(f"{place} was trained with another vocabulary than this text encoder's")
     theirs = {k: v for k, v in source.state_dict().items() if not k.startswith("pooler.")}
@@ -373,7 +384,6 @@ def _plan(run, settings: Settings) -> str:
 def build(run, folder: Path, settings: Settings, inputs: dict[str, Path]) -> dict:
     "Leave model/ (a plain transformers folder), curves.jsonl and neighbours.json."
     if not settings.enabled: return dict(enabled=False)
-    import shutil
     texts = read_corpus(inputs["05_sources"] / "corpus.txt")                 # what chapter 05 let through, nothing else
     metrics = train_text(run.section("encoders", EncoderSettings), texts, inputs["07_encoders"] / "tokenizer", settings, folder, run.seed, run.device)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)

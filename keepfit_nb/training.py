@@ -301,14 +301,17 @@ def launch_command(
     *, cpu: bool = False,
     machines: int = 1, rank: int = 0, address: str = "127.0.0.1", port: int = 0,   # several machines: this one's number, the first one's address
 ) -> list[str]:                      # for subprocess
-    "The `accelerate launch` call that runs a module in `processes` processes."
+    "The `accelerate launch` call (on a CPU: `torchrun`) that runs a module in `processes` processes."
     if processes < machines or not 0 <= rank < machines: raise ValueError(f"{processes} processes on {machines} machines, rank {rank}: at least one process each, rank from 0")
     if machines > 1 and not port: raise ValueError("several machines need a port that the first one keeps open, e.g. port=29500")
-    kind = ["--cpu"] if cpu else ["--multi_gpu"] if processes > 1 else []
-    meet = ["--machine_rank", rank, "--main_process_ip", address] if machines > 1 else []
-    words = [sys.executable, "-m", "accelerate.commands.launch", *kind, "--num_processes", processes, "--num_machines", machines, *meet,
-             "--main_process_port", port, "--mixed_precision", "no", "--dynamo_backend", "no", "-m", module, settings_file]
-    return [str(w) for w in words]
+    if cpu:          # accelerate would need MPI for several CPU processes; torch's own launcher does not
+        meet = ["--node-rank", rank, "--master-addr", address, "--master-port", port] if machines > 1 else ["--standalone"]
+        start = ["torch.distributed.run", "--nnodes", machines, *meet, "--nproc-per-node", processes // machines]
+    else:
+        meet = ["--machine_rank", rank, "--main_process_ip", address] if machines > 1 else []
+        start = ["accelerate.commands.launch", *(["--multi_gpu"] if processes > 1 else []), "--num_processes", processes, "--num_machines", machines,
+                 *meet, "--main_process_port", port, "--mixed_precision", "no", "--dynamo_backend", "no"]
+    return [str(w) for w in (sys.executable, "-m", *start, "-m", module, settings_file)]
 
 # %% ../nbs/08_training.ipynb #7efe68f5
 def launch(

@@ -82,6 +82,19 @@ def test_infonce_against_loops(keys, candidates, confidence):
     assert torch.allclose(inj(p, e, kin, 14.)["reference"], total / used, atol=1e-9)
 
 
+def test_both_ways_reads_the_columns_too():
+    (p, e), kin = batch(), torch.rand(8, 6, generator=torch.Generator().manual_seed(0)) < .6
+    inj, same = make(both_ways=True), p["modality"][:, None] == e["modality"]
+    allowed = same & kin; A = semantic(inj, p["image"], e["image"], allowed).detach()
+    S, total = 14. * p["image"] @ e["text"].T, 0.
+    for i in range(8):
+        for j in range(6):
+            if not allowed[i, j]: continue
+            row, column = (torch.stack([S[i, k] for k in range(6) if allowed[i, k]]), torch.stack([S[k, j] for k in range(8) if allowed[k, j]]))
+            total -= A[i, j] * (2 * S[i, j] - row.logsumexp(0) - column.logsumexp(0)) / 2
+    assert torch.allclose(inj(p, e, kin, 14.)["reference"], total / allowed.any(1).sum(), atol=1e-9)
+
+
 @pytest.mark.parametrize("teach", ["clip", "match"])
 def test_leave_one_out_never_sees_itself(teach):
     inj, (p, e) = make(leave_one_out=teach), batch(modalities=1)

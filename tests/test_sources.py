@@ -522,7 +522,7 @@ def test_full_reads_the_replicas_of_all_sets(tmp_path, monkeypatch):
 TINY = {"images.size": 48, "encoders.image_model": "resnet10t", "encoders.image_pretrained": "false", "encoders.text_model": "tiny", "encoders.text_pretrained": "false",
         "encoders.text_states": "[-1]", "encoders.max_tokens": 32, "encoders.projection": 32, "pretraining.epochs": "null", "pretraining.steps": 3,
         "pretraining.batch_size": 16, "evaluation.bootstrap": 20, "few_shot.draws": 2, "few_shot.shots": "[1]", "seeds": "[0]",
-        "variants": "{keepfit: {elite: true, reference: true}}"}
+        "variants": "{keepfit: {elite: true, semantic: true}}"}
 
 
 @pytest.mark.slow

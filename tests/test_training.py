@@ -434,13 +434,15 @@ def test_launch_starts_processes_and_reports_failures(tmp_path, monkeypatch, cap
         import json, sys
         from keepfit_nb.training import get_accelerator
         settings = json.load(open(sys.argv[1])); a = get_accelerator("cpu")
-        print("rank", a.process_index, "of", a.num_processes, "lr", settings["lr"], flush=True)
+        from pathlib import Path
+        Path(sys.argv[1]).with_name(f"rank_{a.process_index}").write_text(f"of {a.num_processes} lr {settings['lr']}")
+        if a.is_main_process: print("hello from the job", flush=True)
         if settings["steps"] == 1: raise SystemExit("refused")
     """))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     launch("job_of_test", Settings(lr=.5), tmp_path / "run", processes=2, cpu=True)
-    out = capsys.readouterr().out
-    assert "rank 0 of 2 lr 0.5" in out and "rank 1 of 2 lr 0.5" in out
+    assert "hello from the job" in capsys.readouterr().out                # their output is passed on
+    assert [(tmp_path / "run" / f"rank_{r}").read_text() for r in (0, 1)] == ["of 2 lr 0.5"] * 2
     with pytest.raises(RuntimeError, match="job_of_test ended with code"): launch("job_of_test", Settings(steps=1), tmp_path / "run", processes=2, cpu=True)
 
 
