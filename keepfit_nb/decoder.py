@@ -117,7 +117,7 @@ class CaptionDecoder(nn.Module):
         if None in (start, end, tokenizer.pad_token_id): raise ValueError("the tokenizer needs a padding token and signs for begin and end (CLS and SEP, or BOS and EOS)")
         self.config = GPT2Config(vocab_size=len(tokenizer), n_positions=s.max_tokens, n_embd=s.width, n_layer=s.layers, n_head=s.heads,
                                  resid_pdrop=s.dropout, embd_pdrop=s.dropout, attn_pdrop=s.dropout, add_cross_attention=True, tie_word_embeddings=True,
-                                 bos_token_id=start, eos_token_id=end, pad_token_id=tokenizer.pad_token_id, attn_implementation="eager",
+                                 bos_token_id=start, eos_token_id=end, attn_implementation="eager",
                                  initializer_range=.02 * (768 / s.width) ** .5)          # GPT-2's .02 is for width 768
         self.lm, self.memory = GPT2LMHeadModel(self.config), PatchMemory([dims] if isinstance(dims, int) else dims, s.width)
         self._warned = False
@@ -142,7 +142,7 @@ def tokenize(self,
     ids = [torch.tensor(i if len(i) <= self.settings.max_tokens else i[:-1]) for i in long]          # i[:-1]: without the end sign
     self._warn_unknown(ids)
     pad = lambda rows, fill: nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=fill)
-    return dict(input_ids=pad(ids, self.config.pad_token_id), attention_mask=pad([torch.ones_like(i) for i in ids], 0))
+    return dict(input_ids=pad(ids, self.tokenizer.pad_token_id), attention_mask=pad([torch.ones_like(i) for i in ids], 0))
 
 def _warn_unknown(self, ids: list[Tensor]) -> None:
     "Once: many words that the vocabulary does not have, as with Chinese captions and an English tokenizer."
@@ -223,7 +223,7 @@ def generate_ids(self,
             if bad: raise ValueError(f"NaN or infinite patches in images {bad[:5]}: there is nothing to describe")
             begin = torch.full((len(patches), 1), self.config.bos_token_id, device=self.device)
             t = self.tokenizer; never = {t.pad_token_id, t.unk_token_id, t.mask_token_id, self.config.bos_token_id} - {None, self.config.eos_token_id}
-            return self.lm.generate(begin, attention_mask=torch.ones_like(begin), encoder_hidden_states=patches, use_cache=cache, suppress_tokens=sorted(never),
+            return self.lm.generate(begin, attention_mask=torch.ones_like(begin), encoder_hidden_states=patches, use_cache=cache, suppress_tokens=sorted(never), pad_token_id=t.pad_token_id,
                                     max_length=min(max_tokens or self.settings.max_tokens, self.settings.max_tokens), **how)
     finally: self.train(was)
 
