@@ -194,7 +194,8 @@ def _letter_parts(text: str) -> list[tuple[int, int, tuple[str, ...]]]:
     found = []
     for name, style in _STYLES.items():
         for case in (str.isupper, str.islower):                                # a book does not mix them: the article "a" is no mark beside B
-            marks = [(m.start(), m.end(), expand_keys(k)) for m in re.finditer(style, text) if case((k := next(filter(None, m.groups())))[0])]
+            marks = [(m.start(), m.end(), expand_keys(k)) for m in re.finditer(style, text)
+                     if case((k := next(filter(None, m.groups())))[0]) and (letters := re.findall(r"\b[A-Ha-h]\b", k)) == sorted(set(letters))]         # "b, a fundus": no list
             marks = max(_chain(marks), _chain(_mended(marks, text, name)), key=lambda c: sum(len(m[2]) for m in c))
             if sum(len(m[2]) for m in marks) > sum(len(m[2]) for m in found): found = marks
     upper = bool(found) and text[slice(*found[0][:2])].upper() == text[slice(*found[0][:2])]

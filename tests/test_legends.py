@@ -57,3 +57,6 @@ def test_nothing_is_put_back_without_a_count(text): assert split_parts(clean_tex
 
 def test_full_width_words_break_anywhere():
     assert clean_text(join_lines(["可见Ｂｒ", "ｕｃｈ膜，左眼（Ｏ", "Ｓ）"])) == "可见Bruch膜，左眼（OS）"
+
+def test_an_article_behind_a_small_mark_is_no_list():
+    assert split_parts("a, a colour photograph; b, a late phase")[1] == [(("A",), "a colour photograph"), (("B",), "a late phase")]
