@@ -48,7 +48,7 @@ def float_load(path, size=512, crop=False):
     return torch.nn.functional.pad(x, (0, size - x.shape[-1], 0, size - x.shape[-2]))
 
 
-def per_second(load, paths, rounds=5):
+def per_second(load, paths, rounds=3):
     "Pictures a second, collated in batches; process time, best round."
     load(paths[0]); best = 0.
     for _ in range(rounds):
@@ -67,7 +67,7 @@ def write_pictures(folder, side, n=BATCH):
     return paths
 
 
-def cache_of(folder, store, paths, size=512, copies=8):
+def cache_of(folder, store, paths, size=512, copies=3):
     "A finished cache of these pictures, each several times."
     folder.mkdir()
     settings = Settings(size=size, store=store); n = len(paths) * copies
@@ -77,7 +77,7 @@ def cache_of(folder, store, paths, size=512, copies=8):
     return ImageCache(folder)
 
 
-def reading(cache, rounds=8):
+def reading(cache, rounds=5):
     "Cached pictures a second in one thread, in batches of random rows."
     rng, best = np.random.default_rng(0), 0.
     for _ in range(rounds):
@@ -89,7 +89,7 @@ def reading(cache, rounds=8):
     return best
 
 
-def data_wait(cache, steps=12):
+def data_wait(cache, steps=6):
     "Part of the time a ResNet-10 on this CPU stands still for its batches, with prefetching; 24 pictures of the cache's size a step."
     import timm
     model, rng = timm.create_model("resnet10t", num_classes=2), np.random.default_rng(0)
@@ -107,7 +107,7 @@ def measure() -> dict:
     threads = torch.get_num_threads(); torch.set_num_threads(1)
     try:
         with tempfile.TemporaryDirectory() as tmp:
-            tmp = Path(tmp); small, large = write_pictures(tmp, 256), write_pictures(tmp, 2000, 4)
+            tmp = Path(tmp); small, large = write_pictures(tmp, 256), write_pictures(tmp, 2000, 2)
             rate = {"baseline": per_second(float_load, small), "baseline_crop": per_second(lambda p: float_load(p, crop=True), small),
                     "baseline_2000": per_second(float_load, large, 3), "load": per_second(lambda p: preprocess(p, 512, crop=False), small),
                     "load_crop": per_second(lambda p: preprocess(p, 512), small), "load_2000": per_second(lambda p: preprocess(p, 512, crop=False), large, 3)}
