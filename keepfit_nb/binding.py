@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from .layout import Block, Box, Line, make_blocks, reading_order, union
+from .layout import CJK, Block, Box, Line, make_blocks, reading_order, union
 from .legends import clean_text, find_label, join_lines, plain, split_languages, split_parts
 from .scans import Page
 
@@ -60,6 +60,20 @@ def _continues(block: Block, legend: list[Block]) -> bool:
     return block.zh != above.zh and not any(b.zh == block.zh for b in legend) or bool(_NEXT_PART.match(plain(block.lines[0].text)))
 
 # %% ../nbs/04.5_binding.ipynb #b111a8d0
+_WORN = re.compile(r"\W{0,2}(?:[\u3400-\u9fff]{0,2}|[FPE][A-Za-z. ]{1,7})\s?(?P<number>\d{1,3}\s?[-–.·]\s?\d{1,3})(?!\d|[-.]\d|%)(?=\W|[A-H\u3400-\u9fff])")
+
+def _relabelled(page: Page) -> list[Line]:
+    "Lines of a page. Beside a picture of a scan, a line that begins with the number of a figure gets back the word before it."
+    def near(a: Box) -> bool:
+        gaps = [(max(a[0] - b[2], b[0] - a[2]), max(a[1] - b[3], b[1] - a[3])) for b in (p.box for p in page.pictures)]
+        return any(dx < 0 and dy < 24 or dy < 0 and dx < 24 for dx, dy in gaps)
+    def mended(l: Line) -> Line:
+        text = plain(l.text); m = _WORN.match(text)
+        if not m or find_label(text) or not near(l.box): return l
+        return replace(l, text=f"{'图' if CJK.search(text) else 'Figure '}{text[m.start('number'):]}")
+    return [mended(l) for l in page.lines] if page.scanned else page.lines
+
+# %% ../nbs/04.5_binding.ipynb #a3b6484f
 def find_legends(
     page: Page,
     words: Collection[str] = (),     # words of this book, for broken lines
@@ -67,7 +81,7 @@ def find_legends(
     "Legends of a page: blocks that begin with a label, with their continuation; both languages of a figure in one."
     inside = lambda l: any(p.box[0] - 2 < (l.box[0] + l.box[2]) / 2 < p.box[2] + 2 and p.box[1] - 2 < l.base - .3 * l.size < p.box[3] + 2
                            for p in page.pictures if not p.refused)
-    lines = [l for l in page.lines if not inside(l) and not MARK.fullmatch(l.text)]
+    lines = [l for l in _relabelled(page) if not inside(l) and not MARK.fullmatch(l.text)]
     blocks = sorted(make_blocks(lines, starts=lambda t: bool(find_label(t))), key=lambda b: (b.box[1], b.box[0]))
     heads = [[b] for b in blocks if find_label(b.lines[0].text)]
     other = [b for b in blocks if not find_label(b.lines[0].text)]
@@ -76,16 +90,18 @@ def find_legends(
             head.append(more[0]); other.remove(more[0])
     return _one_each([_legend(page.number, h, words) for h in heads]), other
 
-# %% ../nbs/04.5_binding.ipynb #a3b6484f
+# %% ../nbs/04.5_binding.ipynb #f51b143f
 def _legend(page: int, blocks: list[Block], words: Collection[str]) -> Legend:
     "Blocks of a legend as one: label off, languages apart, lines joined, cleaned."
     first = blocks[0].lines[0]; label = find_label(first.text)
-    rows = [(plain(first.text)[label.end:], first.zh)] + [(l.text, l.zh) for b in blocks for l in b.lines][1:]
+    begins = next(i for i in range(len(first.text) + 1) if len(plain(first.text[:i])) >= label.end)
+    rows = [(first.text[begins:], first.zh)] + [(l.text, l.zh) for b in blocks for l in b.lines][1:]
     if len(rows) > 1 and len(re.sub(r"\W", "", rows[0][0])) < 8: rows[0] = rows[0][0], rows[1][1]
     en, zh = split_languages(rows)
     text, text_zh = (clean_text(join_lines(x, words)) for x in (en, zh))
     inner = find_label(text_zh)                              # "图3-12 …" inside, after the English
     if inner: text_zh = plain(text_zh)[inner.end:]
+    elif text: text_zh = re.sub(rf"^\W{{0,2}}\w?\s?{re.escape(label.number)}\W*", "", text_zh)       # its word lost in a scan
     return Legend(page, union(b.box for b in blocks), label.kind, label.number, text, clean_text(text_zh), label.elsewhere)
 
 # %% ../nbs/04.5_binding.ipynb #e10d7625

@@ -7,7 +7,7 @@ __all__ = ['FLIPS', 'SIDE', 'BITS', 'Look', 'detail', 'agreement', 'look', 'look
            'names_category', 'word_leaks', 'show_pairs']
 
 # %% ../nbs/02a_leaks.ipynb #0bff0c14
-import functools, hashlib, re
+import functools, hashlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -16,7 +16,7 @@ import numpy as np, pandas as pd
 from datasets import Dataset
 from PIL import Image
 
-from .knowledge import canonical, family, load_knowledge
+from .knowledge import canonical, family, names_term
 from .pictures import open_image
 from .profiles import open_run
 from .records import leak_report, validate
@@ -171,25 +171,13 @@ def find_leaks(
     return pd.concat(found, ignore_index=True).astype({"test_row": int, "train_row": int})
 
 # %% ../nbs/02a_leaks.ipynb #654ea3aa
-def _english(name: str) -> str:
-    "A pattern for a name: hyphens and spaces alike, plural allowed; abbreviations with their capitals."
-    words = r"[\s-]+".join(map(re.escape, re.split(r"[\s-]+", name.strip())))
-    return rf"\b{words}\b" if name.isupper() and len(name) <= 5 else rf"(?i:\b{words}(?:s|es)?\b)"
-
-@functools.lru_cache(maxsize=500)
-def _name_pattern(category: str) -> re.Pattern:
-    "Every way to name a category or one below it."
-    known = [load_knowledge()[c] for c in family(category) if c in load_knowledge()]
-    english = {n for c in known for n in (c.name, *c.synonyms)} | {canonical(category), category}
-    chinese = {n for c in known for n in (c.name_zh, *c.synonyms_zh) if n}
-    return re.compile("|".join([*map(_english, sorted(english, key=len, reverse=True)), *map(re.escape, sorted(chinese, key=len, reverse=True))]))
-
 def names_category(
     text: str,
     categories: Iterable[str],     # unseen ones; their families count
 ) -> str:                          # the first that the text names, or ""
-    "Does a text name one of these categories, in either language?"
-    return next((c for c in categories if _name_pattern(c).search(text)), "")
+    "Which of these categories does a text name, in either language? Chapter 01's `names_term`, asked of all and then of each."
+    categories = list(categories)
+    return next((c for c in categories if names_term(text, [c])), "") if names_term(text, categories) else ""
 
 def word_leaks(
     train: Dataset,

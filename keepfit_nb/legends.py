@@ -91,10 +91,10 @@ def join_lines(
     words: Collection[str] = (),     # further words that this book uses
 ) -> str:
     "Lines of print as one text: words broken at line ends are mended, Chinese is joined without a space."
-    out = ""
+    out, square = "", re.compile("[\u3400-\u9fff\uff10-\uff19\uff21-\uff3a\uff41-\uff5a]")       # full-width letters break anywhere, as Chinese does
     for line in (re.sub("\u00ad", "-", l).strip() for l in lines):
         if re.search(r"\w[-‐]$", out): out = mend_hyphen(out[:-1], line, words)
-        elif not out or (CJK.match(line) and CJK.search(out[-1])): out += line
+        elif not out or (square.match(line) and square.search(out[-1])): out += line
         else: out += f" {line}"
     return out
 
@@ -160,6 +160,23 @@ def expand_keys(text: str) -> tuple[str, ...]:
 # %% ../nbs/04.4_legends.ipynb #dcbbde93
 _BARE = re.compile(r"(?<=[.;。；])\s?(?P<keys>[A-H])(?=\s[A-Z]|\s?[\u3400-\u9fff])")     # a mark that lost its comma in a scan
 
+def _sentences(text: str) -> list[int]:
+    "Where sentences of a caption begin."
+    return [0] + [m.end() for m in re.finditer(r"[.;。；]\s*", text)]
+
+_SMEARED = {"(A)": r"[(（\[【〔〈]\s*(?!O[DSU])\S{1,2}?\s*[)）\]】〕]|[(（\[【〔]\s*\S{1,2}(?=\s)|\S\s?[)）\]】〕]", "A:": r"(?!O[DSU])[^\s\u3400-\u9fff]{1,2}\s?[:：]", "A,": r"[^\s\u3400-\u9fff]\s?[,，、.](?!\d)"}
+
+def _mended(marks: list, text: str, style: str) -> list:
+    "Marks with those put in that a scan has smeared: an illegible sign in their style, at the beginning of a sentence, where the count has a gap."
+    if style not in _SMEARED or not marks: return marks
+    spots = [(p, p + m.end()) for p in _sentences(text) if (m := re.match(_SMEARED[style], text[p:])) and not any(a < p + m.end() and p < b for a, b, _ in marks)]
+    ends, out = [(-1, -1, ("@",)), *marks, (len(text) + 1, 0, ())], list(marks)          # "@" stands before A
+    for before, after in zip(ends, ends[1:]):
+        here, missing = [s for s in spots if before[1] <= s[0] < after[0]], chr(ord(before[2][-1]) + 1)
+        gap = ord(after[2][0]) == ord(missing) + 1 if after[2] else style != "A,"          # or the last one of all, if it is plainly a mark
+        if len(here) == 1 and gap and len(marks) + (len(after[2]) > 0) > 1: out.append((*here[0], (missing,)))
+    return sorted(out)
+
 def _chain(marks: list[tuple[int, int, tuple[str, ...]]]) -> list[tuple[int, int, tuple[str, ...]]]:
     "The longest run of marks that counts A, B, C … without a gap: an article 'A' alone is none."
     best = []
@@ -175,10 +192,12 @@ def _chain(marks: list[tuple[int, int, tuple[str, ...]]]) -> list[tuple[int, int
 def _letter_parts(text: str) -> list[tuple[int, int, tuple[str, ...]]]:
     "Marks of the one style that names most panels."
     found = []
-    for style in _STYLES.values():
+    for name, style in _STYLES.items():
         for case in (str.isupper, str.islower):                                # a book does not mix them: the article "a" is no mark beside B
-            marks = [(m.start(), m.end(), expand_keys(k)) for m in re.finditer(style, text) if case((k := next(filter(None, m.groups())))[0])]
-            if sum(len(m[2]) for m in _chain(marks)) > sum(len(m[2]) for m in found): found = _chain(marks)
+            marks = [(m.start(), m.end(), expand_keys(k)) for m in re.finditer(style, text)
+                     if case((k := next(filter(None, m.groups())))[0]) and (letters := re.findall(r"\b[A-Ha-h]\b", k)) == sorted(set(letters))]         # "b, a fundus": no list
+            marks = max(_chain(marks), _chain(_mended(marks, text, name)), key=lambda c: sum(len(m[2]) for m in c))
+            if sum(len(m[2]) for m in marks) > sum(len(m[2]) for m in found): found = marks
     upper = bool(found) and text[slice(*found[0][:2])].upper() == text[slice(*found[0][:2])]
     bare = [(m.start(), m.end(), expand_keys(m["keys"])) for m in _BARE.finditer(text) if not any(a <= m.start() < b for a, b, _ in found)] if upper else []
     return max(found, _chain(sorted(found + bare)), key=lambda c: sum(len(m[2]) for m in c))

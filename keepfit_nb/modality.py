@@ -14,9 +14,22 @@ import numpy as np
 from .profiles import MODALITIES
 
 # %% ../nbs/04.6_modality.ipynb #cb02c814
+def _layers(soft: np.ndarray) -> list[float]:
+    "How far the brightest place of a column jumps to the next column's, and such: small where layers run from side to side. (13,)"
+    gx, gy = cv2.Sobel(soft, cv2.CV_32F, 1, 0), cv2.Sobel(soft, cv2.CV_32F, 0, 1); power, spread = gx * gx + gy * gy, soft.std() + 1e-3
+    def jump(a):
+        d = np.abs(np.diff(cv2.blur(a, (3, 3)).argmax(0)))
+        return float(np.median(d)) / 10, float((d > 6).mean())
+    down, along = soft.max(0), soft.max(1); top = float(down.max())
+    steep = float((power * (np.abs(gy) > 2 * np.abs(gx))).sum() / (power.sum() + 1e-6))                     # borders that lie flat
+    sides, ends = np.r_[soft[:, :5].max(0), soft[:, -5:].max(0)].mean(), np.r_[soft[:5].max(1), soft[-5:].max(1)].mean()
+    return [*jump(soft), *jump(soft.T), *jump(np.abs(gy)), down.std() / spread, along.std() / spread, float(down.min()) / (top + 1e-3),
+            float(along.min()) / (top + 1e-3), steep, sides / (top + .01), ends / (top + .01)]
+
+# %% ../nbs/04.6_modality.ipynb #24fbff5b
 def modality_features(
     image: np.ndarray,         # uint8 RGB (height, width, 3), any size
-) -> np.ndarray:               # (18,) float
+) -> np.ndarray:               # (31,) float
     "Colour, tone, the dark round a field of view, and which way the structure runs. Ours."
     a = cv2.resize(image, (96, 96), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
     r, g, b = a[..., 0], a[..., 1], a[..., 2]; grey = cv2.cvtColor(a, cv2.COLOR_RGB2GRAY); soft = cv2.GaussianBlur(grey, (0, 0), 1.5)
@@ -28,9 +41,9 @@ def modality_features(
     fine = (grey - cv2.GaussianBlur(grey, (0, 0), 1)).std()
     return np.array([sat.mean(), sat.std(), np.hypot(rg.mean(), yb.mean()), np.hypot(rg.std(), yb.std()), (r - b).mean(), sat[soft >= soft.mean()].mean(),
                      math.log((dy + 1e-4) / (dx + 1e-4)), rows.std() / spread, cols.std() / spread, math.log((rows.std() + 1e-3) / (cols.std() + 1e-3)),
-                     *ring, ring[2] - ring[1], fine / spread, math.log(fine + 1e-3), np.percentile(grey, 10), np.percentile(grey, 90)])
+                     *ring, ring[2] - ring[1], fine / spread, math.log(fine + 1e-3), np.percentile(grey, 10), np.percentile(grey, 90), *_layers(soft)])
 
-# %% ../nbs/04.6_modality.ipynb #24fbff5b
+# %% ../nbs/04.6_modality.ipynb #7be9d642
 def disturb(
     image: np.ndarray,                # uint8 RGB
     r: np.random.Generator,
@@ -42,6 +55,9 @@ def disturb(
     a *= 1 + r.uniform(-.05, .05, 3)
     if r.random() < .5: a = cv2.GaussianBlur(a, (0, 0), r.uniform(.4, 1.2))
     a += r.normal(0, r.uniform(0, 8), a.shape[:2])[..., None]
+    if r.random() < .25:                                                                        # the printer's letter in its box
+        s = max(4, round(r.uniform(.08, .16) * min(a.shape[:2]))); y, x = r.integers(2, size=2) * (np.array(a.shape[:2]) - s)
+        a[y:y + s, x:x + s] = 255; a[y + s // 4:y + 3 * s // 4, x + s // 4:x + 3 * s // 4] = 0
     data = cv2.imencode(".jpg", a.clip(0, 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, int(r.integers(50, 96))])[1]
     return cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
 

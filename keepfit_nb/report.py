@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PROTOCOLS', 'COLUMNS', 'MODEL_ORDER', 'OURS', 'Settings', 'read_results', 'overview_rows', 'cell', 'as_table', 'wide',
-           'overview_figure', 'read_curves', 'curves_figure', 'as_data', 'picture', 'example_rows', 'data_rows',
-           'cost_rows', 'result_tables', 'render', 'build']
+           'overview_figure', 'read_curves', 'curves_figure', 'as_data', 'picture', 'example_rows', 'source_notes',
+           'absent_sets', 'data_rows', 'cost_rows', 'result_tables', 'render', 'build']
 
 # %% ../nbs/21_report.ipynb #1b3a6900
 import base64, html, io
@@ -138,6 +138,26 @@ def example_rows(run_dir: Path, variant: str, count: int, seed: int) -> list[dic
     return [dict(image=picture(cache.images[r.row]), predicted=r.predicted, probability=r.probability, truth=r.label, ok=r.predicted == r.label)
             for r in rows.itertuples()]
 
+# %% ../nbs/21_report.ipynb #775343d5
+def _summary(run_dir: Path) -> dict: return read_json(Path(run_dir) / "05_sources" / "summary.json", {})
+
+def source_notes(run_dir: Path) -> list[str]:
+    "Sentences about unseen categories, near copies of test images and absent sets, from the summary of chapter 05."
+    summary, out = _summary(run_dir), []
+    unseen, near, absent = (summary.get(k) or {} for k in ("unseen", "near_copies", "absent"))
+    counted = lambda d: ", ".join(f"{n} {k}" for k, n in d.items()) or "none"
+    if unseen:
+        words = "their words stayed in captions and text" if unseen["kind"] == "image-unseen" else "images, labels, captions and text"
+        out.append(f"Kept {unseen['kind']}: {', '.join(unseen['names'])} ({words}). Taken out: {counted(unseen['removed'])}.")
+    if near.get("rule") == "off": out.append("Near copies of test images in training: not looked for (sources.near = off).")
+    elif near: out.append(f"Near copies of test images in training (rule: {near['rule']}): {counted(near['found'])}; dropped: {near['dropped']}.")
+    if absent: out.append(f"{len(absent)} sets of the registry were absent.")
+    return out
+
+def absent_sets(run_dir: Path) -> dict[str, str]:
+    "Registry sets that the run wanted and did not find → what to do to get them."
+    return {name: how.removeprefix(f"{name}: ") for name, how in (_summary(run_dir).get("absent") or {}).items()}
+
 # %% ../nbs/21_report.ipynb #99eea97a
 def data_rows(run_dir: Path) -> tuple[pd.DataFrame, list[str]]:
     "Counts by role, source and modality, and sentences about what was set aside and the leak check."
@@ -148,6 +168,7 @@ def data_rows(run_dir: Path) -> tuple[pd.DataFrame, list[str]]:
     for name, text in (("05_sources", "Records"), ("06_images", "Images")):
         path = Path(run_dir) / name / "quarantine.csv"
         if path.exists(): notes.append(f"{text} quarantined: {max(0, len(path.read_text(encoding='utf-8').splitlines()) - 1)}.")
+    notes += source_notes(Path(run_dir))
     metrics = read_json(Path(run_dir) / "05_sources" / "metrics.json", {})
     if metrics.get("set_aside"): notes.append(f"Set aside because their modality is not CFP, FFA or OCT: {metrics['set_aside']}.")
     leaks = read_json(Path(run_dir) / "14_evaluation" / "metrics.json", {}).get("leaks")
@@ -209,7 +230,7 @@ def render(
     switches = pd.DataFrame([dict(setting=k, value=v) for k, v in settings.items() if not isinstance(v, (dict, list))])
     values = dict(head=_head(run_dir, manifest) | dict(kind=_kind(set(results.set)), seeds=int(results.seed.nunique())), disclaimer=DISCLAIMER,
         overview=as_table(wide(short, ["set", "modality", "kind"])) if len(short) else "", overview_figure=as_data(overview_figure(short)) if len(short) else "",
-        data_table=as_table(table), data_notes=notes, variants=as_table(switches), curves=as_data(curves_figure(curves)) if len(curves) else "",
+        data_table=as_table(table), data_notes=notes, absent=absent_sets(run_dir), variants=as_table(switches), curves=as_data(curves_figure(curves)) if len(curves) else "",
         examples=example_rows(run_dir, variant, examples, seed), example_variant=variant, tables=result_tables(results), cost=as_table(cost_rows(run_dir, manifest)))
     return _write_page(run_dir / "21_report", values)
 

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PARAMETERS', 'app', 'sources_app', 'MANY', 'IMAGE_FILES', 'chapter_cells', 'parameter_names', 'Settings',
-           'check_profile', 'check_room', 'preflight', 'choose', 'chapter_key', 'unchanged', 'execute', 'commit',
-           'new_manifest', 'open_folder', 'run_chain', 'point_latest', 'begin', 'latest_run', 'finish_report', 'spread',
-           'parse_set', 'run_command', 'load_model', 'classify', 'embed', 'embed_files', 'write_embeddings',
+           'check_profile', 'check_room', 'preflight', 'first_chapter', 'choose', 'chapter_key', 'unchanged', 'execute',
+           'commit', 'new_manifest', 'open_folder', 'run_chain', 'point_latest', 'begin', 'latest_run', 'finish_report',
+           'spread', 'parse_set', 'run_command', 'load_model', 'classify', 'embed', 'embed_files', 'write_embeddings',
            'sources_list', 'sources_check', 'sources_fetch', 'report', 'doctor', 'main', 'tiny_chain', 'check_runner']
 
 # %% ../nbs/22_running.ipynb #e4aa41ed
@@ -68,11 +68,18 @@ def preflight(prof: Profile, folder: Path, names: list[str]) -> None:
     check_room(folder, check_section(prof.sections.get("running", {}), Settings, "section 'running'").min_free_gb)
 
 # %% ../nbs/22_running.ipynb #3e5a7d6a
+def first_chapter(name: str) -> str:
+    "Where `--from` begins: a bare number (05, 3a) at its first supporting chapter, a name exactly there."
+    main = chapter_named(name)
+    number = main.split("_")[0]
+    bare = str(name).lstrip("0") == number.lstrip("0")
+    return next(n for n in chapters() if n == main or (bare and n.startswith(f"{number}.")))
+
 def choose(first: str = "", last: str = "", only: list[str] | tuple = ()) -> list[str]:
     "Chapter names from `first` to `last` (both included), or just `only`; ValueError for unknown or reversed ones."
     names = list(chapters())
     if only: return [n for n in names if n in {chapter_named(o) for o in only}]
-    a, b = chapter_named(first or names[0]), chapter_named(last or names[-1])
+    a, b = first_chapter(first or names[0]), chapter_named(last or names[-1])
     if names.index(a) > names.index(b): raise ValueError(f"--from {a} comes after --to {b}")
     return names[names.index(a):names.index(b) + 1]
 
@@ -248,9 +255,9 @@ def run_command(
     profile: Annotated[str, typer.Option(help="smoke, demo, real, colab, full, auto, or a yaml file")] = "demo",
     run_dir: Annotated[str, typer.Option(help="folder of the run; default runs/<time>_<profile>_<commit>")] = "",
     seed: Annotated[int, typer.Option(help="decides every random draw")] = 0,
-    first: Annotated[str, typer.Option("--from", help="first chapter, e.g. 13")] = "",
+    first: Annotated[str, typer.Option("--from", help="first chapter, e.g. 13; a number begins with its supporting chapters (05: at 05.1), a name (sources) exactly there")] = "",
     last: Annotated[str, typer.Option("--to", help="last chapter, e.g. 18")] = "",
-    only: Annotated[list[str], typer.Option(help="just these chapters")] = [],
+    only: Annotated[list[str], typer.Option(help="just these chapters; 05 is 05 alone, without 05.1 to 05.5")] = [],
     resume: Annotated[bool, typer.Option("--resume", help="go on with the newest run of this profile, or that of --run-dir")] = False,
     set_: Annotated[list[str], typer.Option("--set", help="section.key=value, may be repeated")] = [],
 ):

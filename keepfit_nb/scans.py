@@ -176,6 +176,22 @@ def _mend(text: str) -> str:
     "Undo what tesseract does to print again and again: smudges, F F A for FFA, (CC) for (C)."
     return _TORN.sub(lambda m: m[1] or m[0].replace(" ", ""), _ODD_C.sub(" c", _SMUDGE.sub("", text)))
 
+# %% ../nbs/04.3_scans.ipynb #1ef7ab19
+def _first_lost(ink: np.ndarray, words: list[dict], up: float, em: float, pad: int = 24) -> bool:
+    "Does print stand before the first word that was read? `ink`: (height, width) of the line, bool."
+    start = min(w["left"] for w in words) / up - pad
+    return int(ink[:, :max(0, int(start) - 1)].any(0).sum()) > .4 * em
+
+def _again(grey: np.ndarray, box: tuple, lang: str, up: float, em: float, larger: float = 1.3) -> list[dict]:
+    "Read one line alone, larger and as a single line, where its beginning was passed over; [] when that does not help."
+    strip, _ = _strip(grey, [box]); ink = strip[24:-24, 24:-24] < 170
+    big = cv2.resize(strip, None, fx=larger * up, fy=larger * up, interpolation=cv2.INTER_CUBIC)
+    for psm in (7, 13):
+        words = [w | {k: w[k] / larger for k in ("left", "top", "width", "height")} for w in _words(big, lang, psm)]
+        if words and not _first_lost(ink, words, up, em): return words
+    return []
+
+# %% ../nbs/04.3_scans.ipynb #dfdfd3f2
 def ocr_lines(
     grey: np.ndarray,            # uint8 (height, width), straight, pictures painted over in white
     dpi: float,
@@ -193,7 +209,8 @@ def ocr_lines(
             i = todo[max(0, int(np.searchsorted(tops, (w["top"] + w["height"] / 2) / up)) - 1)]; readings[i].setdefault(lang, []).append(w)
     for box, r in zip(boxes, readings):
         if not r: continue
-        words = max(r.values(), key=_sure)
+        lang = max(r, key=lambda l: _sure(r[l])); words, ink = r[lang], _strip(grey, [box])[0][24:-24, 24:-24] < 170
+        if _first_lost(ink, words, up, dpi / 8): words = _again(grey, box, lang, up, dpi / 8) or words
         if CJK.search("".join(w["text"] for w in words)): words = _mixed(words, r.get("eng", []))
         x0, y0, x1, y1 = (v * k for v in box); text = _mend(" ".join(w["text"] for w in words))
         out.append(Line(text, (x0, y0, x1, y1), .8 * (y1 - y0), y1, min(.99, _sure(words))))

@@ -240,11 +240,11 @@ def _told(message: str, known: dict) -> str:
 
 # %% ../nbs/05_sources.ipynb #d4ae4018
 def _by_group(spec, good, group, refused, counts, notes):
-    "Phantoms bring their roles along."
-    if len(good) < len(group):
-        raise ValueError(f"set {spec.name!r}: {len(group) - len(good)} of its phantoms were refused; make them again")
+    "Phantoms bring their roles along; those of refused rows leave with them."
+    groups = group[~group.index.isin(refused.row)]
+    if len(groups) != len(good): raise ValueError(f"set {spec.name!r}: phantoms of a strange modality; make them again")
     roles = spec.roles or {r: [r] for r in ROLES}
-    return _hand_out(spec, good, list(group), roles, refused, {**counts, **notes, "split": "given"})
+    return _hand_out(spec, good, list(groups), roles, refused, {**counts, **notes, "split": "given"})
 
 def _strangers(raw: pd.DataFrame) -> dict[int, str]:
     "Row → reason, for rows with a label that the knowledge table does not know (`strict`)."

@@ -32,7 +32,7 @@ def walk(
 ) -> tuple[list[str], Counter]:  # files as relative paths, sorted; what was left alone, by kind
     "Every file under a folder, hidden ones and links that lead out of it left alone. FileNotFoundError when there is no folder."
     root, found, left = Path(root), [], Counter()
-    if not root.is_dir(): raise FileNotFoundError(f"no folder at '{root}': check the path of this set (sources.sets)")
+    if not root.is_dir(): raise FileNotFoundError(f"no folder at '{root}': check the path (of `keepfit-nb sources check FOLDER`, or of this set in sources.sets)")
     home = root.resolve()
     for folder, folders, names in os.walk(root, onerror=lambda e: left.update(["unreadable folder"])):
         folders[:] = sorted(d for d in folders if not d.startswith("."))
@@ -280,7 +280,7 @@ def read_table(
 ) -> tuple[pd.DataFrame, dict]:
     "Any table: Parquet, Excel, JSON lines, else text with commas, tabs or semicolons. Errors say what is wrong with the file."
     path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f"no table at '{path}': check the path of this set (sources.sets)")
+    if not path.is_file(): raise FileNotFoundError(f"no table at '{path}': check the path (of `keepfit-nb sources check FOLDER`, or of this set in sources.sets)")
     try: kind = "parquet" if path.suffix.lower() in (".parquet", ".pq") else table_kind(path)
     except PermissionError: raise ValueError(f"'{path}' may not be read: check its permissions") from None
     if kind == "xlsx": return read_xlsx(path, how.get("header_row", 0), how.get("skip_rows", 0))
@@ -405,7 +405,7 @@ def read_hf(
     "A dataset folder as a table, with a split column where it has splits. FileNotFoundError, or ValueError when it is none."
     import datasets
     root = Path(root)
-    if not root.is_dir(): raise FileNotFoundError(f"no folder at '{root}': check the path of this set (sources.sets)")
+    if not root.is_dir(): raise FileNotFoundError(f"no folder at '{root}': check the path (of `keepfit-nb sources check FOLDER`, or of this set in sources.sets)")
     files = {s: sorted(str(p) for p in root.rglob("*.parquet") if _split_of(p.name) == s) for s in ("train", "val", "test", "")}
     try:
         if (root / "dataset_info.json").exists() or (root / "dataset_dict.json").exists(): found = datasets.load_from_disk(str(root))

@@ -1,7 +1,8 @@
 """Figures and legends on hand-made pages where the answer is plain."""
 import pytest
 from keepfit_nb.binding import Legend, Plate, bind_book, bind_page, find_legends, groups_of, in_columns, in_rows, letters_of, words_for_panels
-from keepfit_nb.layout import Line
+import numpy as np
+from keepfit_nb.layout import Line, Picture
 from keepfit_nb.legends import split_parts
 from keepfit_nb.scans import Page
 
@@ -68,3 +69,17 @@ def test_legend_in_two_languages_and_its_end():
 
 def test_nothing_to_bind():
     assert bind_page([], []) == [] and bind_page([plate(0, 0, 9, 9)], []) == [] and bind_book({}, {}) == []
+
+
+@pytest.mark.parametrize("text, number, zh", [("3-12 右眼黄斑裂孔。", "3-12", True), ("国3.4 左眼玻璃膜疣。", "3.4", True), ("Fi gure 2-7. Drusen of the left eye.", "2-7", False), ("4-1. A late phase.", "4-1", False)])
+def test_a_label_that_a_scan_lost_comes_back_beside_a_picture(text, number, zh):
+    image = Picture((100, 100, 300, 300), np.zeros((64, 64, 3), np.uint8)); line = lambda y: Line(text, (100, y, 280, y + 9), 8., y + 9, .9)
+    page = lambda y, scanned: Page(0, (595, 842), [line(y)], [image], scanned)
+    (l,), _ = find_legends(page(306, True))
+    assert l.number == number and bool(l.text_zh) == zh and bool(l.text) != zh
+    assert find_legends(page(600, True))[0] == [] and find_legends(page(306, False))[0] == []         # far from it; in a text layer, which loses nothing
+
+def test_a_measure_beside_a_picture_is_no_label():
+    image = Picture((100, 100, 300, 300), np.zeros((64, 64, 3), np.uint8))
+    for text in ("2.5% of the eyes", "12 months later", "3.5.1 Drusen"):
+        assert find_legends(Page(0, (595, 842), [Line(text, (100, 306, 280, 315), 8., 315, .9)], [image], True))[0] == []

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest, timm, torch
 from safetensors.torch import load_file, save_file
 
-from keepfit_nb import encoders
+from keepfit_nb import encoders, weights
 from keepfit_nb.encoders import (ImageEncoder, Projection, Settings, build_image_encoder, build_stage, build_text_encoder,
                                  make_tokenizer, masked_mean, text_config, timm_model, train_tokenizer, vocabulary_texts)
 from keepfit_nb.profiles import check_section, open_run, real_folder, seed_everything
@@ -20,7 +20,7 @@ def run(tmp_path_factory): return open_run("07_encoders", "smoke", tmp_path_fact
 
 
 @pytest.fixture
-def offline(monkeypatch): monkeypatch.setattr(encoders.hub, "HF_HUB_OFFLINE", True)
+def offline(monkeypatch): monkeypatch.setattr(weights.hub, "HF_HUB_OFFLINE", True)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,9 @@ def tokenizer_folder(tmp_path_factory):
     ("resnet10t", (64, 64)), ("resnet10t", (51, 97)), ("mobilenetv3_small_100", (90, 110)), ("tf_efficientnet_lite0", (65, 64)),
     ("convnext_atto", (96, 64)), ("vit_tiny_patch16_224", (64, 64)), ("vit_tiny_patch16_224", (90, 110)),
     ("deit_tiny_distilled_patch16_224", (64, 96)), ("swin_tiny_patch4_window7_224", (64, 96)),
-    ("eva02_tiny_patch14_224", (60, 112)), ("pit_xs_224", (224, 224)),
+    ("eva02_tiny_patch14_224", (60, 112)), ("pit_xs_224", (224, 224)), ("resnext26ts", (97, 97)), ("regnetx_002", (97, 64)), ("convnext_atto", (97, 97)),
+    ("efficientnet_lite0", (97, 130)), ("densenet121", (97, 97)), ("swinv2_cr_tiny_224", (97, 97)), ("edgenext_xx_small", (97, 97)), ("mobilevit_xxs", (64, 97)),
+    ("pvt_v2_b0", (97, 97)), ("ghostnet_100", (97, 97)), ("xcit_nano_12_p16_224", (97, 97)), ("fastvit_t8", (97, 97)),
     pytest.param("vit_base_patch32_siglip_256", (64, 64), marks=pytest.mark.slow)])
 def test_every_layout_gives_pooled_and_a_grid(name, size):
     encoder = ImageEncoder(timm_model(name)).eval()
@@ -99,7 +101,8 @@ def test_broken_or_missing_weight_files(tmp_path):
     (tmp_path / "w.safetensors").write_bytes(b"not a tensor file"); (tmp_path / "w.pth").write_bytes(b"x")
     with pytest.raises(ValueError, match="cannot be read"):
         build_image_encoder(Settings(image_pretrained=str(tmp_path / "w.safetensors")))
-    for path in ("nowhere.safetensors", tmp_path / "w.pth", tmp_path / "sub", "ture"):
+    with pytest.raises(ValueError, match="cannot be read"): build_image_encoder(Settings(image_pretrained=str(tmp_path / "w.pth")))
+    for path in ("nowhere.safetensors", tmp_path / "w.txt", tmp_path / "sub", "ture"):
         with pytest.raises(FileNotFoundError, match="safetensors"): build_image_encoder(Settings(image_pretrained=str(path)))
 
 
@@ -122,10 +125,10 @@ def test_auto_keeps_the_architecture_and_warns_true_raises(offline):
 
 def test_a_silent_network_does_not_hang(monkeypatch):
     "An address that never answers: the question is given up in time, and asked once."
-    monkeypatch.setattr(encoders.hub, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(encoders.hub, "ENDPOINT", "http://hub.invalid")
+    monkeypatch.setattr(weights.hub, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(weights.hub, "ENDPOINT", "http://hub.invalid")
     def silent(*args, **kwargs): time.sleep(3); raise OSError("no answer")
-    monkeypatch.setattr(encoders.urllib.request, "urlopen", silent); monkeypatch.setattr(encoders, "_answers", {})
+    monkeypatch.setattr(weights.urllib.request, "urlopen", silent); monkeypatch.setattr(weights, "_answers", {})
     start = time.perf_counter()
     assert not encoders.hub_reachable(.2) and not encoders.hub_reachable(.2)
     assert time.perf_counter() - start < 2
@@ -236,6 +239,153 @@ def test_projection_gives_unit_vectors():
     seed_everything(0); p, x = Projection(8, 5), torch.randn(4, 8)
     assert torch.allclose(p(x).norm(dim=1), torch.ones(4)) and torch.allclose(p(x), p(100 * x), atol=1e-6)
     assert p.linear.bias is None
+
+
+# ---- sizes, channels, training less -----------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name, size", [("maxvit_pico_rw_256", 64), ("coatnet_nano_rw_224", 64), ("swin_tiny_patch4_window7_224", 96)])
+def test_models_that_must_know_their_size(name, size):
+    encoder = build_image_encoder(Settings(image_model=name), size).eval()
+    with torch.no_grad(): pooled, grid = encoder.forward_grid(torch.randn(1, 3, size, size))
+    assert pooled.shape == (1, encoder.dim) and grid.shape[1] == grid.shape[2] and grid.shape[3] == encoder.patch_dim
+
+
+@pytest.mark.parametrize("name, size", [("swin_tiny_patch4_window7_224", 97), ("maxvit_pico_rw_256", 97), ("coatnet_nano_rw_224", 97), ("mixer_s32_224", 97)])
+def test_a_size_that_an_architecture_cannot_take_is_said(name, size):
+    with pytest.raises(ValueError, match="images.size"), torch.no_grad(): build_image_encoder(Settings(image_model=name))(torch.randn(1, 3, size, size))
+
+
+def test_other_errors_pass_through(monkeypatch):
+    encoder = build_image_encoder(Settings())
+    def broken(x): raise RuntimeError("CUDA out of memory")
+    monkeypatch.setattr(encoder.model, "forward_features", broken)
+    with pytest.raises(RuntimeError, match="out of memory"): encoder(torch.randn(1, 3, 64, 64))
+
+
+def test_grey_counts_as_three_channels_and_others_are_refused():
+    encoder = build_image_encoder(Settings()); grey = torch.randint(0, 256, (2, 1, 32, 32), dtype=torch.uint8)
+    assert torch.equal(encoder.normalise(grey), encoder.normalise(grey.repeat(1, 3, 1, 1)))
+    for bad in (torch.zeros(2, 4, 8, 8), torch.zeros(3, 8, 8)):
+        with pytest.raises(ValueError, match="expected"): encoder.normalise(bad)
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "vit_tiny_patch16_224", "convnext_atto", "swin_tiny_patch4_window7_224"])
+def test_frozen_layers_keep_weights_and_statistics(name):
+    seed_everything(0); encoder = build_image_encoder(Settings(image_model=name, image_freeze=2)).train()
+    frozen = [n for n, p in encoder.named_parameters() if not p.requires_grad]
+    assert frozen and len(frozen) < sum(1 for _ in encoder.parameters())
+    before = {k: v.clone() for k, v in encoder.state_dict().items()}
+    opt = torch.optim.SGD([p for p in encoder.parameters() if p.requires_grad], .1)
+    encoder(torch.randn(2, 3, 64, 64))[0].square().mean().backward(); opt.step()
+    after = encoder.state_dict(); owner = {n.rpartition(".")[0] for n in frozen}
+    for k, v in before.items():
+        if k.rpartition(".")[0] in owner: assert torch.equal(v, after[k]), k
+    assert any(not torch.equal(before[k], after[k]) for k in before)
+    whole = build_image_encoder(Settings(image_model=name, image_freeze=-1)); assert not any(p.requires_grad for p in whole.parameters())
+    with pytest.raises(ValueError, match="freeze"): build_image_encoder(Settings(image_model=name, image_freeze=99))
+
+
+def test_text_freezing(tokenizer_folder):
+    one = build_text_encoder(Settings(text_freeze=1), tokenizer_folder)
+    fixed = {n for n, p in one.named_parameters() if not p.requires_grad}
+    assert any("word_embeddings" in n for n in fixed) and any("layer.0." in n for n in fixed) and not any("layer.1." in n for n in fixed)
+    with pytest.raises(ValueError, match="freeze"): build_text_encoder(Settings(text_freeze=3), tokenizer_folder)
+    assert not any(p.requires_grad for p in build_text_encoder(Settings(text_freeze=-1), tokenizer_folder).parameters())
+
+
+def test_lora_starts_at_the_model_and_trains_little(tokenizer_folder):
+    make = lambda **more: (seed_everything(0), build_text_encoder(Settings(**more), tokenizer_folder).eval())[1]
+    plain, lora = make(), make(text_lora=4)
+    with torch.no_grad(): assert torch.allclose(plain(TEXTS[:3]), lora(TEXTS[:3]), atol=1e-6)
+    learned = {n: p for n, p in lora.named_parameters() if p.requires_grad}
+    assert learned and all("lora_" in n for n in learned) and sum(p.numel() for p in learned.values()) < .1 * sum(p.numel() for p in plain.parameters())
+    lora(TEXTS[:2]).sum().backward(); assert all(p.grad is not None for p in learned.values())
+    again = make(text_lora=4); again.load_state_dict(lora.state_dict())                              # a saved model can be rebuilt
+    with pytest.raises(ValueError, match="no attention"): build_image_encoder(Settings(image_lora=4))
+    with pytest.raises(ValueError, match="image_freeze"): build_image_encoder(Settings(image_model="vit_tiny_patch16_224", image_lora=4, image_freeze=1))
+
+
+@pytest.mark.parametrize("image", ["resnet10t", "vit_tiny_patch16_224", "convnext_atto"])
+def test_checkpointing_gives_the_same_gradients(tokenizer_folder, image):
+    def gradients(on):
+        seed_everything(0); s = Settings(checkpointing=on, image_model=image, text_dropout=0)
+        i, t = build_image_encoder(s), build_text_encoder(s, tokenizer_folder)
+        i.eval() if image != "vit_tiny_patch16_224" else i.train()
+        torch.manual_seed(1); loss = i(torch.randn(2, 3, 64, 64))[0].square().mean() + t(TEXTS[:2]).square().mean(); loss.backward()
+        return {n: p.grad for m in (i, t) for n, p in m.named_parameters()}
+    a, b = gradients(False), gradients(True)
+    assert a.keys() == b.keys() and all(torch.allclose(a[k], b[k], atol=1e-6) for k in a)
+
+
+def family(name, vocabulary):
+    import transformers as T
+    small = dict(vocab_size=vocabulary, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, pad_token_id=0)
+    return dict(bert=lambda: T.BertConfig(**small, max_position_embeddings=40), roberta=lambda: T.RobertaConfig(**small, max_position_embeddings=40),
+                distilbert=lambda: T.DistilBertConfig(vocab_size=vocabulary, dim=32, n_layers=2, n_heads=2, hidden_dim=64, max_position_embeddings=40, pad_token_id=0),
+                modernbert=lambda: T.ModernBertConfig(**small, max_position_embeddings=40, cls_token_id=2, sep_token_id=3, bos_token_id=2, eos_token_id=3, global_attn_every_n_layers=1),
+                electra=lambda: T.ElectraConfig(**small, embedding_size=16, max_position_embeddings=40), deberta=lambda: T.DebertaV2Config(**small, max_position_embeddings=40))[name]()
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "distilbert", "modernbert", "electra", "deberta"])
+def test_text_families(name, tokenizer_folder, tmp_path):
+    "A small random model of each family: as a folder, as its masked language model, and as a bare file of either."
+    import transformers as T
+    tokenizer = T.PreTrainedTokenizerFast.from_pretrained(tokenizer_folder); config = family(name, len(tokenizer))
+    lm = T.AutoModelForMaskedLM.from_config(config); folder = tmp_path / "mlm"
+    lm.save_pretrained(folder); tokenizer.save_pretrained(folder)
+    place = tmp_path / "stage"; tokenizer.save_pretrained(place); text_config(Settings(text_model=str(folder), text_pretrained=str(folder)), 0).save_pretrained(place)
+    encoder = build_text_encoder(Settings(text_model=str(folder), text_pretrained=str(folder)), place).eval()
+    with torch.no_grad():
+        alone, together = encoder(["glaucoma"])[0], encoder(["glaucoma", " ".join(TEXTS)])[0]      # cut to what the family's positions allow
+        assert encoder.dim == 32 and torch.allclose(alone, together, atol=1e-4)
+        torch.save(lm.state_dict(), tmp_path / "mlm.bin")
+        bare = build_text_encoder(Settings(text_model=str(folder), text_pretrained=str(tmp_path / "mlm.bin")), place).eval()
+        assert torch.equal(bare(["glaucoma"])[0], alone)
+    assert [n for n, p in build_text_encoder(Settings(text_model=str(folder), text_pretrained=str(folder), text_freeze=1), place).named_parameters() if p.requires_grad]
+
+
+def test_an_older_folder_with_a_torch_file(tokenizer_folder, tmp_path):
+    source = build_text_encoder(Settings(), tokenizer_folder); folder = tmp_path / "old"
+    source.model.config.save_pretrained(folder); source.tokenizer.save_pretrained(folder)
+    torch.save({"bert." + k: v for k, v in source.model.state_dict().items()} | {"cls.predictions.bias": torch.zeros(3)}, folder / "pytorch_model.bin")
+    loaded = build_text_encoder(Settings(text_pretrained=str(folder)), tokenizer_folder)
+    assert all(torch.equal(v, source.model.state_dict()[k]) for k, v in loaded.model.state_dict().items())
+
+
+def test_a_weight_file_needs_an_architecture_that_fits(tokenizer_folder, tmp_path):
+    state = build_text_encoder(Settings(), tokenizer_folder).model.state_dict()
+    torch.save({k: v for k, v in state.items() if ".layer.1." not in k}, tmp_path / "t.pth")
+    with pytest.raises(ValueError, match="does not fit BertModel.*missing encoder.layer.1"): build_text_encoder(Settings(text_pretrained=str(tmp_path / "t.pth")), tokenizer_folder)
+    with pytest.raises(FileNotFoundError): build_text_encoder(Settings(text_pretrained=str(tmp_path / "none.pth")), tokenizer_folder)
+
+
+def test_training_path_needs_no_data_libraries(tmp_path):
+    "Cache, loader, encoders, two steps of KeepFIT, in a process where those libraries cannot be imported."
+    import numpy as np
+    from keepfit_nb.images import JpegStore, Settings as Images
+    from keepfit_nb.profiles import write_json
+    cache, words = tmp_path / "cache", tmp_path / "words"; cache.mkdir()
+    store = JpegStore(cache, 12, Images(size=32)); rng = np.random.default_rng(0)
+    for i in range(12): store.put(i, rng.integers(0, 256, (3, 32, 32), dtype=np.uint8))
+    store.mark(); store.finish(); write_json(cache / "cache.json", dict(size=32, crop=True, store="jpeg", images=12))
+    rows = [dict(row=i, image=f"{i}", modality="CFP", categories=[["glaucoma"], ["normal"]][i % 2], caption=TEXTS[i % 4], source="t") for i in range(12)]
+    for role, part in (("public", rows[:6]), ("elite", rows[6:]), ("evaluation", [])): (cache / f"{role}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in part))
+    s = Settings(vocab_size=300); t = train_tokenizer(TEXTS, 300, s.max_tokens); t.save_pretrained(words); text_config(s, len(t)).save_pretrained(words)
+    code = f"""import sys
+class Forbid:
+    names = {{"cv2", "pyarrow", "datasets", "imagehash", "pydicom", "pypdfium2", "peft"}}
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in self.names: raise ImportError(f"{{name}} is forbidden here")
+sys.meta_path.insert(0, Forbid())
+import keepfit_nb.images, keepfit_nb.encoders, keepfit_nb.training, keepfit_nb.contrastive, keepfit_nb.injection, keepfit_nb.pretraining as P, torch
+cache = keepfit_nb.images.ImageCache({str(cache)!r}); settings = P.Settings(batch_size=6)
+model = P.KeepFIT(keepfit_nb.encoders.Settings(vocab_size=300), {str(words)!r}, 32, settings=settings).train()
+batches = P.Batches(cache, model.text_encoder.tokenize, settings, 0); opt = torch.optim.AdamW(model.parameters(), 1e-3)
+with keepfit_nb.images.prefetch(batches) as feed:
+    for step in range(2):
+        losses = model(feed(step)); loss = losses["loss"] if "loss" in losses else sum(losses.values()); opt.zero_grad(); loss.backward(); opt.step(); assert torch.isfinite(loss)
+assert not Forbid.names & set(sys.modules)"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300); assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.mark.real

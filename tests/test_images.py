@@ -1,5 +1,5 @@
 "Chapter 06 beyond its notebook: formats, broken files, the cache under kill and full disk, equal pixels everywhere."
-import errno, io, os, subprocess, sys, zlib
+import errno, io, os, subprocess, sys, time, zlib
 from pathlib import Path
 
 import numpy as np
@@ -196,16 +196,22 @@ def records(folder, n=6, **more):
     return [{"image": str(save(disc(seed=i), folder / f"i{i}.png")), "modality": "CFP", "source": "t", "categories": ["normal"], **more} for i in range(n)]
 
 
-def test_cache_holds_what_preprocess_gives(tmp_path):
+def stored(image, size, store):
+    "What a cache is to hand back."
+    pixels = M.preprocess(image, size)
+    return pixels if store == "raw" else M.unpack(M.jpeg_bytes(pixels.numpy()))
+
+
+@pytest.mark.parametrize("store", ["raw", "jpeg"])
+def test_cache_holds_what_preprocess_gives(tmp_path, store):
     rows = records(tmp_path)
-    made = M.make_cache({"elite": rows[:2], "public": rows, "evaluation": rows[3:]}, tmp_path, M.Settings(size=32, workers=2))
+    made = M.make_cache({"elite": rows[:2], "public": rows, "evaluation": rows[3:]}, tmp_path, M.Settings(size=32, workers=2, store=store))
     cache = M.ImageCache(tmp_path)
     assert made["images"] == 6 == len(cache) and made["public"] == 6 and cache.size == 32
-    for r in cache.records("public"):
-        assert torch.equal(cache.batch([r["row"]])[0], M.preprocess(r["image"], 32))
+    for r in cache.records("public"): assert torch.equal(cache.batch([r["row"]])[0], stored(r["image"], 32, store))
     assert [r["row"] for r in cache.records("evaluation")] == [3, 4, 5]
     b = cache.batch([2, 0]); b[:] = 9                                            # a copy: the file stays as it is
-    assert torch.equal(cache.batch([0])[0], M.preprocess(rows[0]["image"], 32))
+    assert torch.equal(cache.batch([0])[0], stored(rows[0]["image"], 32, store))
 
 
 def test_cache_quarantines_without_naming_files(tmp_path):
@@ -224,43 +230,156 @@ def test_cache_quarantines_without_naming_files(tmp_path):
         M.make_cache({"public": rows}, tmp_path, M.Settings(size=32))
 
 
-def test_full_disk_is_seen_before_the_work(tmp_path, monkeypatch):
+@pytest.mark.parametrize("store", ["raw", "jpeg"])
+def test_full_disk_is_seen_before_the_work(tmp_path, monkeypatch, store):
     rows = records(tmp_path, 3)
     usage = M.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(M.shutil, "disk_usage", lambda p: usage._replace(free=1000))
     with pytest.raises(OSError, match="needs .* GB and .* left") as e:
-        M.make_cache({"public": rows}, tmp_path, M.Settings(size=64))
-    assert e.value.errno == errno.ENOSPC and not (tmp_path / "images.npy").exists()
+        M.make_cache({"public": rows}, tmp_path, M.Settings(size=64, store=store))
+    assert e.value.errno == errno.ENOSPC and not list(tmp_path.glob("images.???"))
     monkeypatch.undo()
-    assert M.make_cache({"public": rows}, tmp_path, M.Settings(size=64))["images"] == 3
+    assert M.make_cache({"public": rows}, tmp_path, M.Settings(size=64, store=store))["images"] == 3
 
 
-def test_interrupted_cache_goes_on(tmp_path, monkeypatch):
+@pytest.mark.parametrize("store", ["raw", "jpeg"])
+def test_interrupted_cache_goes_on(tmp_path, monkeypatch, store):
     rows = records(tmp_path, 40)
-    cache, calls, true = tmp_path / "c", [], M.preprocess
+    cache, calls, true, settings = tmp_path / "c", [], M.preprocess, M.Settings(size=32, workers=1, store=store)
     cache.mkdir()
     def slow(*args):
         calls.append(1)
         if len(calls) == 20: raise KeyboardInterrupt
         return true(*args)
     monkeypatch.setattr(M, "preprocess", slow)
-    with pytest.raises(KeyboardInterrupt): M.make_cache({"public": rows}, cache, M.Settings(size=32, workers=1))
-    assert not (cache / "images.npy").exists()
-    done = np.load(cache / "done.npy").sum()
+    with pytest.raises(KeyboardInterrupt): M.make_cache({"public": rows}, cache, settings)
+    assert not (cache / "images.npy").exists() and not (cache / "images.bin").exists()
+    with pytest.raises(FileNotFoundError, match="06_images"): M.ImageCache(cache)
+    done = np.load(cache / "done.npy").sum() if store == "raw" else (np.load(cache / "index.part.npy")[:, 1] > 0).sum()
     assert done >= 15
     calls.clear(); calls.extend([1] * 100)
     monkeypatch.setattr(M, "preprocess", lambda *a: (calls.append(1), true(*a))[1])
-    M.make_cache({"public": rows}, cache, M.Settings(size=32, workers=1))
+    M.make_cache({"public": rows}, cache, settings)
     assert len(calls) - 100 == 40 - done
+    monkeypatch.undo()
     for r in M.ImageCache(cache).records("public"):
-        assert torch.equal(M.ImageCache(cache).batch([r["row"]])[0], true(r["image"], 32))
+        assert torch.equal(M.ImageCache(cache).batch([r["row"]])[0], stored(r["image"], 32, store))
+
+
+def test_killed_while_writing_jpegs(tmp_path):
+    "SIGKILL in the middle; the second run makes what the first had not marked, and the result is the one of an undisturbed run."
+    rows, calm, killed = records(tmp_path, 30), tmp_path / "calm", tmp_path / "killed"
+    calm.mkdir(); killed.mkdir()
+    M.make_cache({"public": rows}, calm, M.Settings(size=32, workers=1))
+    code = f"""import os, signal
+from keepfit_nb import images as M
+true, n = M.JpegStore.put, [0]
+def put(self, row, picture):
+    true(self, row, picture); n[0] += 1
+    if n[0] == 10: self.mark()
+    if n[0] == 17: self.file.flush(); os.kill(os.getpid(), signal.SIGKILL)
+M.JpegStore.put = put
+M.make_cache({{"public": {rows!r}}}, {str(killed)!r}, M.Settings(size=32, workers=1))"""
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -9
+    assert (np.load(killed / "index.part.npy")[:, 1] > 0).sum() == 10 and not (killed / "images.bin").exists()
+    M.make_cache({"public": rows}, killed, M.Settings(size=32, workers=1))
+    assert (killed / "images.bin").read_bytes() == (calm / "images.bin").read_bytes()
+    assert np.array_equal(M.ImageCache(killed).images[:], M.ImageCache(calm).images[:])
 
 
 def test_half_written_files_of_a_kill_are_started_afresh(tmp_path):
     rows = records(tmp_path, 3)
     (tmp_path / "images.part.npy").write_bytes(b"\x93NUMPY\x01")
     (tmp_path / "done.npy").write_bytes(b"")
+    assert M.make_cache({"public": rows}, tmp_path, M.Settings(size=32, store="raw"))["images"] == 3
+    for name in ("images.bin", "index.npy", "index.part.npy", "images.part.bin"): (tmp_path / name).write_bytes(b"\x93NUMPY\x01")
     assert M.make_cache({"public": rows}, tmp_path, M.Settings(size=32))["images"] == 3
+
+
+def test_a_change_of_store_or_size_leaves_one_cache(tmp_path):
+    rows = records(tmp_path, 3)
+    for settings in (M.Settings(size=32), M.Settings(size=32, store="raw"), M.Settings(size=48), M.Settings(size=48, quality=80), M.Settings(size=48, store="raw")):
+        made = M.make_cache({"public": rows}, tmp_path, settings)
+        cache = M.ImageCache(tmp_path)
+        assert (cache.size, made["store"], cache.about["store"]) == (settings.size, settings.store, settings.store)
+        assert len(list(tmp_path.glob("images.*"))) == 1 and not list(tmp_path.glob("*part*"))
+        assert (cache.batch([2])[0].float() - M.preprocess(rows[2]["image"], settings.size)).abs().mean() < 6
+
+
+def test_jpeg_cache_is_an_array_of_pictures(tmp_path):
+    M.make_cache({"public": records(tmp_path, 6)}, tmp_path, M.Settings(size=32))
+    cache = M.ImageCache(tmp_path); every = cache.images[:]
+    assert every.shape == cache.images.shape == (6, 3, 32, 32) and every.dtype == np.uint8 == cache.images.dtype
+    assert np.array_equal(cache.images[4], every[4]) and np.array_equal(cache.images[-1], every[5]) and np.array_equal(cache.images[[3, 1]], every[[3, 1]])
+    assert np.array_equal(cache.batch(torch.tensor([5, 0, 5, 2, 1])).numpy(), every[[5, 0, 5, 2, 1]]) and cache.batch([]).shape == (0, 3, 32, 32)
+    with pytest.raises(IndexError): cache.images[6]
+
+
+def test_damaged_jpeg_cache_says_so(tmp_path):
+    M.make_cache({"public": records(tmp_path, 3)}, tmp_path, M.Settings(size=32))
+    data = (tmp_path / "images.bin").read_bytes()
+    (tmp_path / "images.bin").write_bytes(data[:-10])
+    with pytest.raises(ValueError, match="shorter"): M.ImageCache(tmp_path)
+    (tmp_path / "images.bin").write_bytes(b"\0" * 40 + data[40:])
+    with pytest.raises(ValueError, match="picture 0 of .* damaged"): M.ImageCache(tmp_path).batch([0])
+
+
+def test_full_disk_while_writing_is_an_ordinary_error(tmp_path, monkeypatch):
+    def full(self, *a): raise OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(M.JpegStore, "put", full)
+    with pytest.raises(OSError) as e: M.make_cache({"public": records(tmp_path, 3)}, tmp_path, M.Settings(size=32))
+    assert e.value.errno == errno.ENOSPC and not (tmp_path / "images.bin").exists()
+
+
+# ---- ahead of the step ----------------------------------------------------------------------------------------------
+
+def test_prefetch_gives_the_same_batches(tmp_path):
+    M.make_cache({"public": records(tmp_path, 12)}, tmp_path, M.Settings(size=32))
+    cache = M.ImageCache(tmp_path)
+    batches = lambda step: {"pixels": cache.batch(np.random.default_rng([3, step]).integers(0, 12, 8)), "step": step, "pair": [torch.tensor(step), (step,)]}
+    with M.prefetch(batches, start=2, ahead=3) as feed:
+        for step in (2, 3, 4, 9, 10, 3, 4): assert torch.equal(feed(step)["pixels"], batches(step)["pixels"]) and feed.step == step + 1      # jumps, as a resume makes them
+    steps = [b["step"] for b in M.prefetch(batches, 4, stop=9)]
+    assert steps == [4, 5, 6, 7, 8]
+    assert isinstance(next(M.prefetch(batches, device="cpu"))["pair"][1], tuple)
+
+
+def test_prefetch_works_ahead_but_not_further():
+    asked = []
+    with M.prefetch(lambda step: asked.append(step) or step, ahead=2) as feed:
+        feed(0); time.sleep(.5)
+        assert 3 <= len(asked) <= 4                     # one handed out, two waiting, at most one in the thread's hand
+    time.sleep(.3); n = len(asked); time.sleep(.3)
+    assert len(asked) == n and feed.waited >= 0 and 0 <= feed.wait_share <= 1
+    with pytest.raises(RuntimeError, match="closed"): next(feed)
+    with pytest.raises(ValueError, match="ahead"): M.prefetch(lambda s: s, ahead=0)
+
+
+def test_prefetch_passes_errors_and_attributes_on():
+    class Batches:
+        steps_per_epoch = 7
+        def __call__(self, step): return 1 // (2 - step)
+    feed = M.prefetch(Batches())
+    assert feed.steps_per_epoch == 7 and not hasattr(feed, "nothing")
+    assert feed(0) == 0 and feed(1) == 1
+    with pytest.raises(ZeroDivisionError): feed(2)
+    assert feed(0) == 0                                  # and goes on where one asks it to
+    feed.close(); feed.close()
+
+
+def test_a_dropped_prefetcher_ends_its_thread():
+    import gc, threading
+    before = threading.active_count()
+    feed = M.prefetch(lambda step: step); feed(0); del feed; gc.collect(); time.sleep(.5)
+    assert threading.active_count() <= before
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_reads_batches(tmp_path):
+    M.make_cache({"public": records(tmp_path, 8)}, tmp_path, M.Settings(size=32))
+    code = (f"import os\nfrom keepfit_nb.images import ImageCache\nc = ImageCache({str(tmp_path)!r}); a = c.batch(range(8))\n"
+            "pid = os.fork()\nif not pid: os._exit(0 if (c.batch(range(8)) == a).all() else 3)\nassert os.waitpid(pid, 0)[1] == 0")
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=60)
 
 
 def test_cache_opens_without_parquet_or_opencv(tmp_path):

@@ -45,3 +45,18 @@ def test_long_nonsense_is_quick():
     import time; start = time.perf_counter()
     for text in ("A, " * 3000, "(" * 5000, "see Fig. " * 2000, "图" * 5000, "left " * 2000, "[1" * 3000): clean_text(text); split_parts(text[:4000]); find_label(text)
     print(f"nonsense took {time.perf_counter() - start:.1f} s")
+
+
+@pytest.mark.parametrize("text, keys", [("（A）早期。（8）静脉期。（C）晚期", "ABC"), ("a：早期；〈：静脉期；c：晚期", "ABC"), ("(A) Early. (13 Venous. (C) Late.", "ABC"),
+                                        ("（4）早期。（B）静脉期。（C）晚期", "ABC"), ("（A）早期。（B）静脉期。（〇）晚期", "ABC")])
+def test_a_smeared_mark_is_put_back_where_the_count_has_a_gap(text, keys):
+    assert "".join(k for ks, _ in split_parts(clean_text(text))[1] for k in ks) == keys
+
+@pytest.mark.parametrize("text", ["早期。（8）静脉期。", "Drusen. (OD) The right eye.", "(A) Early, at 20:30. Late (5) leaks."])
+def test_nothing_is_put_back_without_a_count(text): assert split_parts(clean_text(text))[1] == []
+
+def test_full_width_words_break_anywhere():
+    assert clean_text(join_lines(["可见Ｂｒ", "ｕｃｈ膜，左眼（Ｏ", "Ｓ）"])) == "可见Bruch膜，左眼（OS）"
+
+def test_an_article_behind_a_small_mark_is_no_list():
+    assert split_parts("a, a colour photograph; b, a late phase")[1] == [(("A",), "a colour photograph"), (("B",), "a late phase")]

@@ -28,3 +28,10 @@ def test_real_images(real):
     told = classify_modality([np.array(Image.open(real / p).convert("RGB")) for p in few.path])[0]
     right = pd.Series([a == b for a, b in zip(told, few.modality)]).groupby(list(few.modality)).mean().round(3).to_dict()
     print("modality, real images:", right); assert np.mean(list(right.values())) > .6
+
+def test_tilted_layers_are_still_layers():
+    "A tall dome: the layers run up and down as much as sideways, yet from column to column they go on."
+    x = np.arange(300); image = np.random.default_rng(0).normal(30, 6, (200, 300))
+    for depth in (0, 14, 40): image[(150 - 110 * np.exp(-((x - 150) / 45) ** 2) + depth).astype(int).clip(0, 199), x] = 230
+    image = np.repeat(np.maximum(image, np.roll(image, 1, 0)).clip(0, 255).astype(np.uint8)[..., None], 3, 2)
+    assert classify_modality([image])[0] == ["OCT"]

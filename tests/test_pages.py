@@ -7,6 +7,7 @@ from PIL import Image
 
 from keepfit_nb.captions import sample_eye
 from keepfit_nb.figures import MARKS, Cast, make_panel
+from keepfit_nb.houses import *
 from keepfit_nb.pages import *
 from keepfit_nb.profiles import open_run, read_json, resource
 from keepfit_nb.typesetting import FACES, Scan, corners, show_page
@@ -209,3 +210,8 @@ def test_stage(tmp_path):
     run = open_run("03f_pages", "smoke", tmp_path, overrides={"pages": {"pages": 3, "scanned": 1, "size": 64}})
     folder = run.need("03f_pages"); truth = read_json(folder / "truth.json"); metrics = read_json(folder / "metrics.json")
     assert [p["scanned"] for p in truth["pages"]] == [False, False, True] and metrics["panels"] == len(truth["pairs"]) == len(list((folder / "panels").iterdir()))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_figures_fit_above_the_captions_at_the_foot(tmp_path, seed):
+    assert make_atlas(tmp_path, 2, 900 + seed, FOREIGN, size=48, keep=False).truth["pairs"]

@@ -8,8 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from keepfit_nb.encoders import Settings as EncoderSettings, make_tokenizer, text_config
 from keepfit_nb.images import ImageCache
-from keepfit_nb.pretraining import (Batches, KeepFIT, Rows, Settings, as_pixels, find_pretrained, joint_targets, sentences_for, some_sentences,
-                                    start_model, stream_rows, train_member, variant_settings)
+from keepfit_nb.batches import Batches, Rows, caption_faults, some_sentences, stream_rows
+from keepfit_nb.pretraining import KeepFIT, Settings, as_pixels, find_pretrained, joint_targets, sentences_for, start_model, train_member, variant_settings
 from keepfit_nb.profiles import write_json
 
 TOY = EncoderSettings(image_model="test_resnet", text_width=32, text_layers=1, text_heads=2, vocab_size=200, projection=16)
@@ -74,7 +74,7 @@ def test_rows_fill_every_step_and_use_every_record(balance):
 
 
 def test_variants_see_equally_many_images(cache, model):
-    for switches in (dict(elite=False, reference=False), dict(reference=False), {}):
+    for switches in (dict(elite=False, semantic=False), dict(semantic=False), {}):
         batches = Batches(cache, model.text_encoder.tokenize, variant_settings(settings(), switches), 0)
         assert len(batches(0)["pixels"]) == 12 and batches.steps_per_epoch() == 4
         assert batches(0)["elite"].sum() == (6 if switches.get("elite", True) else 0)
@@ -103,7 +103,7 @@ def test_empty_sets(tmp_path, model, make, word):
 
 
 def test_empty_elite_does_not_matter_to_public(tmp_path, model):
-    batches = Batches(make_cache(tmp_path, n_elite=0), model.text_encoder.tokenize, settings(elite=False, reference=False), 0)
+    batches = Batches(make_cache(tmp_path, n_elite=0), model.text_encoder.tokenize, settings(elite=False, semantic=False), 0)
     assert len(batches(0)["pixels"]) == 12
 
 
@@ -113,7 +113,7 @@ def test_sentences():
     assert some_sentences(" Whole ", rng) == "Whole"
 
 
-@pytest.mark.parametrize("switch, word", [(dict(refrence=True), "did you mean 'reference'"), (dict(elite=False), "needs elite"), (dict(balance=2), "balance")])
+@pytest.mark.parametrize("switch, word", [(dict(sematic=True), "did you mean 'semantic'"), (dict(elite=False), "needs elite"), (dict(balance=2), "balance")])
 def test_wrong_switches(switch, word):
     with pytest.raises(ValueError, match=word): variant_settings(settings(), switch, "mine")
 
@@ -122,14 +122,16 @@ def test_wrong_switches(switch, word):
 
 def test_variants_start_from_the_same_weights(place, cache):
     one, two = (start_model(TOY, cache, place / "tokenizer", variant_settings(settings(), s), seed=5).state_dict()
-                for s in (dict(elite=False, reference=False), dict(memory=8)))
+                for s in (dict(elite=False, semantic=False), dict(memory=8)))
     assert all(torch.equal(one[k], two[k]) for k in one)
     other = start_model(TOY, cache, place / "tokenizer", settings(), seed=6).state_dict()
     assert not all(torch.equal(one[k], other[k]) for k in one)
 
 
-@pytest.mark.parametrize("switches, terms", [(dict(elite=False, reference=False), {"public"}), (dict(reference=False), {"public", "elite"}),
-                                             (dict(memory=8), {"public", "elite", "reference", "leave_one_out"}), (dict(joint=True, reference=False), {"joint"})])
+REFERENCE = {"reference", "leave_one_out", "gate", "confidence", "skill", "age"}
+
+@pytest.mark.parametrize("switches, terms", [(dict(elite=False, semantic=False), {"public"}), (dict(semantic=False), {"public", "elite"}),
+                                             (dict(memory=8), {"public", "elite", *REFERENCE}), (dict(joint=True, semantic=False), {"joint"}), (dict(public=False, semantic=False), {"elite"})])
 def test_loss_terms_and_gradients(place, cache, switches, terms):
     s = variant_settings(settings(), switches)
     m = start_model(TOY, cache, place / "tokenizer", s).train()
@@ -282,3 +284,97 @@ def test_stage_killed_and_resumed(tmp_path):
         a, b = (load_file(tmp_path / f / "13_pretraining" / variant / "0" / "model.safetensors") for f in ("whole", "cut"))
         assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
     assert KeepFIT.from_pretrained(tmp_path / "cut").about["variant"] == "keepfit"
+
+
+# ---- bad input, hub, several processes
+
+def test_captions_that_cannot_be_read(model):
+    tokenizer = model.text_encoder.tokenizer
+    with pytest.warns(UserWarning, match="will be cut"): assert caption_faults(["normal retina " * 60] * 3, tokenizer, 16)["cut"] == 1
+    with pytest.warns(UserWarning, match="unknown to the tokenizer"): caption_faults(["黄斑区可见出血及渗出。"] * 3, tokenizer, 64)
+    assert caption_faults(["the image shows a normal retina."], tokenizer, 64) == dict(cut=0, unknown=0)
+
+
+def test_one_image_is_no_batch():
+    with pytest.raises(ValueError, match="greater than or equal to 2"): settings(batch_size=1)
+
+
+def test_all_labels_equal(tmp_path, place):
+    cache = make_cache(tmp_path); files = [tmp_path / f"{r}.jsonl" for r in ("public", "elite")]
+    for f in files: f.write_text("".join(json.dumps(json.loads(x) | dict(categories=["normal"])) + "\n" for x in f.read_text().splitlines()))
+    m = start_model(TOY, cache, place / "tokenizer", settings()).train(); out = m(Batches(cache, m.text_encoder.tokenize, settings(), 0)(0))
+    assert torch.isfinite(out["loss"]) and out["public"].item() >= np.log(6) - 1e-4        # nothing to tell apart: no loss below that of guessing
+
+
+def test_nan_pixels_are_refused(model):
+    with pytest.raises(ValueError): model(np.full((8, 8, 3), np.nan), ["normal", "glaucoma"])
+
+
+def test_a_checkpoint_cut_in_half(model, tmp_path):
+    folder = model.save_pretrained(tmp_path / "m"); file = folder / "model.safetensors"; file.write_bytes(file.read_bytes()[:file.stat().st_size // 2])
+    with pytest.raises(ValueError, match="damaged"): KeepFIT.from_pretrained(folder)
+
+
+def test_two_runs_in_one_folder(place, cache, tmp_path):
+    from keepfit_nb.checkpoints import locked
+    with locked(tmp_path), pytest.raises(RuntimeError, match="another training is running"):
+        train_member(tmp_path, TOY, cache, place / "tokenizer", settings(), 0, "cpu", verbose=False)
+
+
+def test_parts_say_what_they_begin_with(place, cache):
+    for switch in ("text_pretraining", "token_prediction"):
+        with pytest.raises(ValueError, match=f"{switch}: true begins with what stage"): start_model(TOY, cache, place / "tokenizer", settings(**{switch: True}))
+    with pytest.raises(ValueError, match="appearance: true needs token_prediction"): settings(appearance=True)
+    with pytest.raises(ValueError, match="no image to train on"): settings(public=False, elite=False, semantic=False)
+
+
+def test_memory_is_not_published(place, cache, tmp_path):
+    m = train_member(tmp_path, TOY, cache, place / "tokenizer", settings(memory="all"), 0, "cpu", verbose=False)
+    assert m.reference.memory is not None and not [k for k in load_file(tmp_path / "model.safetensors") if "memory" in k]
+    assert np.allclose(KeepFIT.from_pretrained(tmp_path).embed_images(cache.batch([1])), m.embed_images(cache.batch([1])), atol=1e-6)
+
+
+def test_captions_are_written(place, cache, tmp_path):
+    s = settings(decoder=True, caption=dict(width=16, layers=1, heads=2, max_tokens=24))
+    train_member(tmp_path, TOY, cache, place / "tokenizer", s, 0, "cpu", verbose=False)
+    loaded = KeepFIT.from_pretrained(tmp_path)
+    said = loaded.caption(cache.batch([0, 1, 2]), "greedy")
+    assert len(said) == 3 and all(isinstance(x, str) for x in said)
+    with pytest.raises(RuntimeError, match="without a caption decoder"): start_model(TOY, cache, place / "tokenizer", settings()).caption(cache.batch([0]))
+
+
+def test_push_to_hub(model, monkeypatch):
+    "The hub's client speaks to a server of ours: it is asked to create a private repository, then gets the files."
+    import threading
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+    seen = []
+    class Hub(BaseHTTPRequestHandler):
+        def answer(self, plain, code=200):
+            body = json.dumps(plain).encode(); self.send_response(code); self.send_header("Content-Type", "application/json"); self.send_header("Content-Length", str(len(body))); self.end_headers(); self.wfile.write(body)
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0)); seen.append((self.path, body))
+            if self.path.endswith("/repos/create"): return self.answer(dict(url=f"http://{self.headers['Host']}/me/eye"))
+            if "preupload" in self.path: return self.answer(dict(files=[dict(path=f["path"], uploadMode="regular", shouldIgnore=False) for f in json.loads(body)["files"]]))
+            if "/commit/" in self.path: return self.answer(dict(commitUrl=f"http://{self.headers['Host']}/me/eye/commit/1", commitOid="1" * 40, pullRequestUrl=None))
+            self.answer({})
+        def do_GET(self): self.answer(dict(id="me/eye", sha="0" * 40, siblings=[]))
+        def log_message(self, *_): pass
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub); threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        import huggingface_hub.constants as hub
+        monkeypatch.setattr(hub, "HF_HUB_OFFLINE", False)
+        where = model.push_to_hub("me/eye", endpoint=f"http://127.0.0.1:{server.server_port}", token="hf_test")
+    finally: server.shutdown()
+    created = json.loads(next(b for p, b in seen if p.endswith("/repos/create"))); commit = next(b for p, b in seen if "/commit/" in p).decode()
+    names = {json.loads(x)["value"]["path"] for x in commit.splitlines() if json.loads(x)["key"] == "file"}
+    assert (created.get("private") or created.get("visibility") == "private") and {"README.md", "config.json", "model.safetensors", "tokenizer/tokenizer.json"} <= names and "me/eye" in where
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_model(place, cache, tmp_path):
+    "`accelerate launch` with two CPU processes: one saved model, finite losses over the joined batch."
+    from keepfit_nb.pretraining import train_anywhere
+    train_anywhere(tmp_path / "two", TOY, cache, place / "tokenizer", settings(memory="all", steps=3), 0, "cpu", {}, "two", {}, processes=2)
+    rows = [json.loads(x) for x in (tmp_path / "two" / "curves.jsonl").read_text().splitlines()]
+    assert np.isfinite(rows[-1]["loss"]) and rows[0]["elite"] > np.log(8)                 # among 12 captions, not 6
+    assert KeepFIT.from_pretrained(tmp_path / "two").embed_images(cache.batch([0])).shape == (1, 16)

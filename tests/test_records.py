@@ -7,7 +7,7 @@ from datasets import Dataset, load_dataset
 from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 
-from keepfit_nb import records as R
+from keepfit_nb import gate as G, records as R
 from keepfit_nb.records import Record, as_list, check_columns, check_image, hash_patient, leak_report, personal_reason
 from keepfit_nb.records import read_records, split_by_patient, validate, write_records
 
@@ -245,7 +245,7 @@ def test_no_bytes_can_crash_the_look_at_a_file(content, tmp_path_factory):
 
 def test_rows_may_come_from_a_generator_in_pieces(folder, monkeypatch):
     rows = good_rows() + [dict(image="nowhere.jpg", modality="CFP"), dict(image="0.jpg", modality="CFP", categories=["normal"], patient="0"), dict(image="", modality="RED-FREE")]
-    whole = validate(rows, folder, max_quarantined=.2); monkeypatch.setattr(R, "CHUNK", 7)
+    whole = validate(rows, folder, max_quarantined=.2); monkeypatch.setattr(G, "CHUNK", 7)
     for given_ in (iter(rows), pd.DataFrame(rows), rows):
         kept, quarantine, counts = validate(given_, folder, max_quarantined=.2)
         assert kept[:] == whole[0][:] and quarantine.equals(whole[1]) and counts == whole[2]

@@ -50,3 +50,27 @@ def test_curves_of_all_variants(tmp_path):
         folder = tmp_path / "13_pretraining" / variant / "0"; folder.mkdir(parents=True)
         (folder / "curves.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n')
     assert set(report.read_curves(tmp_path).variant) == {"public", "keepfit"} and report.curves_figure(report.read_curves(tmp_path)).axes
+
+
+def test_what_was_unseen_copied_and_absent_stands_on_the_page(tmp_path):
+    told = {"unseen": {"kind": "unseen", "names": ["macular hole"], "categories": ["macular hole"], "removed": {"elite": 3, "public": 5, "corpus": 11}},
+            "near_copies": {"rule": "drop", "found": {"public": 2}, "dropped": 2}, "absent": {"LAG": "LAG: write to its owners <b>now</b>."}}
+    (tmp_path / "05_sources").mkdir(); write_json(tmp_path / "05_sources" / "summary.json", told)
+    page = report.render(tmp_path).read_text()
+    for part in ("Kept unseen: macular hole", "3 elite, 5 public, 11 corpus", "(rule: drop): 2 public; dropped: 2", "1 sets of the registry were absent", "<b>LAG</b>: write to its owners &lt;b&gt;now"):
+        assert part in page, part
+    write_json(tmp_path / "05_sources" / "summary.json", {"unseen": {**told["unseen"], "kind": "image-unseen"}, "near_copies": {"rule": "off", "found": {}, "dropped": 0}, "absent": {}})
+    page = report.render(tmp_path).read_text()
+    assert "Kept image-unseen" in page and "their words stayed" in page and "not looked for" in page and "absent" not in page.split("What was trained on what")[1]
+
+
+def test_the_page_agrees_with_the_summary_of_a_real_stage(tmp_path):
+    "Whatever chapter 05 really writes, not what this file believes it writes."
+    from keepfit_nb import sources as M
+    from keepfit_nb.replicas import make_replica
+    make_replica("FIVES", tmp_path / "sets" / "fives", 6); make_replica("IDRiD", tmp_path / "sets" / "idrid", 6)
+    roles, _, summary = M.gather(M.Settings(sets=[], root=str(tmp_path / "sets"), unseen=["glaucoma"]))
+    summary["near_copies"].pop("rows"); (tmp_path / "run" / "05_sources").mkdir(parents=True); write_json(tmp_path / "run" / "05_sources" / "summary.json", summary)
+    notes = " ".join(report.source_notes(tmp_path / "run"))
+    assert "Kept unseen: glaucoma" in notes and "(rule: report)" in notes and f"{len(summary['absent'])} sets of the registry" in notes
+    assert set(report.absent_sets(tmp_path / "run")) == set(summary["absent"]) and "LAG" in summary["absent"]

@@ -60,6 +60,17 @@ def test_wrong_words_start_nothing(words, message, cli, tmp_path):
     assert "Traceback" not in done.stderr and not (tmp_path / "run" / "manifest.json").exists()
 
 
+def test_from_a_number_begins_with_its_supporting_chapters(cli):
+    names = list(chapters()); supporting = [n for n in names if n.startswith("05.")]
+    assert supporting and running.choose("05", "05") == running.choose("5", "sources") == [*supporting, "05_sources"]
+    assert running.choose("sources", "05") == running.choose("05_sources", "05") == ["05_sources"] == running.choose(only=["05"])
+    assert running.choose("05.3", "05")[0] == "05.3_layouts"
+    for n in names:                                            # whatever the number, nothing of another number slips in
+        number = n.split("_")[0]; found = running.choose(number, number)
+        assert found[-1] == n and all(f == n or f.startswith(f"{number}.") for f in found), (n, found)
+    assert "05.1" in cli("run", "--help").stdout
+
+
 def test_resume_without_a_run(cli, tmp_path):
     done = cli("run", "--profile", "smoke", "--run-dir", tmp_path / "none", "--resume")
     assert done.returncode == 2 and "nothing to resume" in done.stderr
@@ -82,7 +93,7 @@ def test_sources_check_and_fetch(cli, tmp_path):
     done = cli("sources", "check", made); assert done.returncode == 0 and "FIVES" in done.stdout, done.stderr
     next(p for p in sorted(made.rglob("*")) if p.suffix in (".png", ".jpg")).unlink()
     done = cli("sources", "check", made, "--name", "FIVES"); assert "missing" in done.stdout
-    done = cli("sources", "check", tmp_path / "nowhere"); assert done.returncode == 2 and "nowhere" in done.stderr and "Traceback" not in done.stderr
+    done = cli("sources", "check", tmp_path / "nowhere"); assert done.returncode == 2 and "nowhere" in done.stderr and "sources check FOLDER" in done.stderr and "Traceback" not in done.stderr
     done = cli("sources", "fetch", "LAG"); assert done.returncode == 2 and "write to its owners" in done.stderr and "--url" in done.stderr
     done = cli("sources", "fetch", "LAGG"); assert done.returncode == 2 and "did you mean" in done.stderr
 

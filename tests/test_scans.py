@@ -4,7 +4,7 @@ from reportlab.pdfgen.canvas import Canvas
 from keepfit_nb.pages import make_atlas
 from keepfit_nb.profiles import peak_memory_gb
 from keepfit_nb.layout import open_pdf, render_page
-from keepfit_nb.scans import _mend, find_pictures, ocr_lines, ocr_ready, paper_surface, read_page, read_pages, read_scan, skew_angle, straighten, text_lines, whiten
+from keepfit_nb.scans import _again, _first_lost, _mend, find_pictures, ocr_lines, ocr_ready, paper_surface, read_page, read_pages, read_scan, skew_angle, straighten, text_lines, whiten
 
 needs_ocr = pytest.mark.skipif(bool(ocr_ready()), reason=ocr_ready() or "tesseract")
 
@@ -95,3 +95,14 @@ def test_blank_page(tmp_path):
     c = Canvas(str(tmp_path / "a.pdf")); c.showPage(); c.save()
     page = read_page(open_pdf(tmp_path / "a.pdf"), 0, ocr=False)
     assert page.pictures == [] and page.lines == []
+
+def test_a_first_sign_that_was_passed_over_is_seen_and_read_again(monkeypatch):
+    grey = np.full((60, 600), 255, np.uint8); grey[20:40, 30:50] = grey[20:40, 80:400] = 0; box = (30, 20, 400, 40)
+    word = lambda text, left, width: dict(text=text, left=left, top=20, width=width, height=20, conf=90)
+    asked = []
+    def reader(image, lang, psm): asked.append(psm); return [word("3-12", 1.3 * (24 + 53), 300)] if psm == 7 else [word("图3-12", 1.3 * 27, 400)]
+    monkeypatch.setattr("keepfit_nb.scans._words", reader)
+    ink = grey[17:43, 27:403] < 170
+    assert _first_lost(ink, [word("3-12", 24 + 53, 300)], 1., 20.) and not _first_lost(ink, [word("图3-12", 27, 300)], 1., 20.)
+    (again,) = _again(grey, box, "chi_sim", 1., 20.)
+    assert asked == [7, 13] and again["text"] == "图3-12" and abs(again["left"] - 27) < 1e-6            # in the strip's own measure

@@ -380,6 +380,31 @@ def test_root_reads_what_is_there_and_names_what_is_not(tmp_path):
     with pytest.raises(ValueError, match="none lies under"): M.gather(M.Settings(sets=[], root=str(tmp_path / "empty")))
 
 
+# ---- phantoms -------------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def phantoms(tmp_path):
+    "Forty stand-ins for what chapter 03d leaves, each row with its role."
+    rows = [dict(image=str(tmp_path / f"{i}.png"), modality="CFP", caption=f"drusen {i}", categories=["drusen"], patient=f"p-{i:032x}", source="phantoms", split="train") for i in range(40)]
+    def write(folder, **broken):
+        folder.mkdir(); role = [M.ROLES[i % 3] for i in range(40)]
+        bad = [{**r, **broken} if i in (4, 9) else r for i, r in enumerate(rows)]
+        ds = M.Dataset.from_list([{**{c: [] if c in ("categories", "attributes") else "" for c in M.COLUMNS}, **r, "role": k} for r, k in zip(bad, role)])
+        M.write_records(ds, folder / "phantoms.parquet")
+        return M.SetSpec(name="phantoms", reader="phantoms", path=str(folder), max_quarantined=.05)
+    return write
+
+
+def test_a_refused_phantom_leaves_alone_and_takes_its_role_along(phantoms, tmp_path):
+    roles, refused, s = M.read_set(phantoms(tmp_path / "a", caption="dru\ufffden"))
+    assert list(refused.row) == [4, 9] and s["quarantined"] == 2 and s["kept"] == 38
+    said = {k: [int(c.split()[1]) for c in v["caption"]] for k, v in roles.items()}
+    assert said == {k: [i for i in range(40) if M.ROLES[i % 3] == k and i not in (4, 9)] for k in M.ROLES}       # nobody slid into another role
+    with pytest.raises(ValueError, match="set 'phantoms': 2 of 40 rows .* max_quarantined = 4%"):
+        M.read_set(phantoms(tmp_path / "b", caption="dru\ufffden").model_copy(update={"max_quarantined": .04}))
+    with pytest.raises(ValueError, match="strange modality"): M.read_set(phantoms(tmp_path / "c", modality="RED-FREE"))
+
+
 # ---- unseen ---------------------------------------------------------------------------------------------------------------
 
 @pytest.fixture
@@ -497,7 +522,7 @@ def test_full_reads_the_replicas_of_all_sets(tmp_path, monkeypatch):
 TINY = {"images.size": 48, "encoders.image_model": "resnet10t", "encoders.image_pretrained": "false", "encoders.text_model": "tiny", "encoders.text_pretrained": "false",
         "encoders.text_states": "[-1]", "encoders.max_tokens": 32, "encoders.projection": 32, "pretraining.epochs": "null", "pretraining.steps": 3,
         "pretraining.batch_size": 16, "evaluation.bootstrap": 20, "few_shot.draws": 2, "few_shot.shots": "[1]", "seeds": "[0]",
-        "variants": "{keepfit: {elite: true, reference: true}}"}
+        "variants": "{keepfit: {elite: true, semantic: true}}"}
 
 
 @pytest.mark.slow

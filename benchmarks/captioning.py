@@ -1,0 +1,140 @@
+"""Does the caption decoder say what is there? Phantoms of 64 px, encoder and decoder from scratch, for the study.
+
+`measure()` trains and scores one model; `present_f1(model, cache)` scores a finished one (a folder of 13_pretraining).
+"""
+import argparse, functools, json, multiprocessing, tempfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np, torch
+from torch import nn
+
+from keepfit_nb.decoder import CaptionDecoder, Settings, score_captions, stage_dims, stage_grids, stated
+from keepfit_nb.encoders import ImageEncoder, timm_model, train_tokenizer, vocabulary_texts
+from keepfit_nb.images import Augment
+from keepfit_nb.profiles import MODALITIES, seed_everything
+from keepfit_nb.training import Settings as Training, fit, rows_of_step
+
+
+def paint(train, test, size, seed, folder, processes=1):
+    "Pixels (N, 3, S, S) and rows of a training set with captions and of a test set, `train` and `test` images a modality."
+    from PIL import Image
+    from keepfit_nb.captions import Settings as Phantoms, jobs_of, make_row
+    settings = Phantoms(size=size, n_public=0, n_elite=train, n_eval_train=0, n_eval_test=test)
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    work = functools.partial(make_row, settings=settings, folder=folder)
+    if processes > 1:
+        with multiprocessing.get_context("spawn").Pool(processes) as pool: rows = pool.map(work, jobs_of(settings, seed), chunksize=50)
+    else: rows = [work(j) for j in jobs_of(settings, seed)]
+    pixels = torch.from_numpy(np.stack([np.array(Image.open(folder / r["image"]).convert("RGB")) for r in rows])).permute(0, 3, 1, 2).contiguous()
+    part = lambda role: [i for i, r in enumerate(rows) if r["role"] == role]
+    return {role: (pixels[part(role)], [rows[i] for i in part(role)]) for role in ("elite", "evaluation")}
+
+
+class Captioner(nn.Module):
+    "Encoder and decoder, trained on the caption loss alone."
+    def __init__(self, tokenizer, settings, name="resnet10t"):
+        super().__init__()
+        self.encoder = ImageEncoder(timm_model(name))
+        self.decoder = CaptionDecoder(tokenizer, stage_dims(self.encoder, settings.stages), settings)
+        self.augment, self.stages = Augment(flip=0.), settings.stages      # a mirrored right eye is a left eye
+
+    def grids(self, pixels): return stage_grids(self.encoder, self.encoder.normalise(pixels), self.stages)[1]
+    def forward(self, batch):
+        self.augment.generator.manual_seed(batch["step"])
+        return dict(loss=self.decoder.loss(self.grids(self.augment(batch["pixels"].to(self.decoder.device))), batch["tokens"]))
+
+    @torch.inference_mode()
+    def caption(self, pixels, strategy=None, batch_size=128):
+        was = self.training; self.eval()
+        try: return [c for p in pixels.split(batch_size) for c in self.decoder.generate(self.grids(p.to(self.decoder.device)), strategy)]
+        finally: self.train(was)
+
+
+def baselines(train, test):
+    "What can be said without looking at more than the camera: the commonest findings or a real caption, chosen on the training captions."
+    said, out = [stated(r["caption"]) for r in train], {}
+    by = {m: [i for i, r in enumerate(train) if r["modality"] == m] for m in MODALITIES}
+    def best_caption(rows):      # the training caption that would score best on the training set
+        count = Counter(f for i in rows for f in said[i] if not f.startswith("disease: "))
+        gain = lambda i: (2 * sum(count[f] for f in said[i]) / max(sum(count.values()) + len(rows) * sum(not f.startswith("disease: ") for f in said[i]), 1), -i)
+        return train[max(rows, key=gain)]["caption"]
+    commonest = lambda rows: Counter(train[i]["caption"] for i in rows).most_common(1)[0][0]
+    for name, pick in (("majority", best_caption), ("commonest", commonest)):
+        texts = {m: pick(rows) for m, rows in by.items() if rows}
+        out[name] = score_captions([texts[r["modality"]] for r in test], test)["present_f1"]
+    out["constant_set"] = max(constant_set(said, by, train, test, k) for k in range(1, 9))
+    return out
+
+
+def constant_set(said, by, train, test, k):
+    "F1 of always stating the k commonest findings of the modality; the best k is taken on the test set, in its favour."
+    from keepfit_nb.decoder import f1, facts_only, shown
+    top = {m: {f for f, _ in Counter(f for i in rows for f in facts_only(said[i])).most_common(k)} for m, rows in by.items()}
+    return f1([top[r["modality"]] for r in test], [facts_only(shown(r)) for r in test])["f1"]
+
+
+def present_f1(model, cache, limit=None, strategy=None, batch_size=128):
+    "Score a finished KeepFIT (chapter 13) on the held-out evaluation images of a cache (chapter 06)."
+    records = [r for r in cache.records("evaluation") if r["split"] == "test"][:limit]
+    texts = [c for i in range(0, len(records), batch_size) for c in model.caption(cache.batch([r["row"] for r in records[i:i + batch_size]]), strategy)]
+    return score_captions(texts, records)
+
+
+def measure(
+    train: int = 2000,          # captioned images a modality
+    test: int = 500,            # held-out images a modality
+    steps: int = 3000,
+    batch_size: int = 64,
+    size: int = 64,
+    stages=(-3, -2, -1),
+    width: int = 128, layers: int = 2, lr: float = 1e-3,
+    seed: int = 0,
+    folder=None,                # pictures and checkpoints stay there; None: a temporary one
+    every: int = 0,             # also score after each so many steps
+    processes: int = 1,         # that paint
+    device=None,
+) -> dict:                      # flat names → numbers
+    "caption.present_f1 of the profile's strategy, beside captions that look at nothing."
+    seed_everything(seed)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(folder or temporary)
+        sets = paint(train, test, size, seed, folder / f"set{train}_{test}_{size}_{seed}", processes)
+        (pixels, rows), (unseen, held_out) = sets["elite"], sets["evaluation"]
+        captions = [r["caption"] for r in rows]
+        tokenizer = train_tokenizer(captions + vocabulary_texts(), 2000, 96)
+        model = Captioner(tokenizer, Settings(width=width, layers=layers, stages=list(stages), max_tokens=112))
+        written = [model.decoder.tokenize([c])["input_ids"][0] for c in captions]
+        def batch(step):
+            at = rows_of_step(step, len(rows), batch_size, seed)
+            ids = nn.utils.rnn.pad_sequence([written[i] for i in at], batch_first=True)
+            lengths = torch.tensor([len(written[i]) for i in at])
+            return dict(step=step, pixels=pixels[at], tokens=dict(input_ids=ids, attention_mask=(torch.arange(ids.shape[1]) < lengths[:, None]).long()))
+        def look(step, m):
+            if every and step % every == 0: print(step, {k: round(v, 3) for k, v in score_captions(m.caption(unseen, "greedy"), held_out).items()}, flush=True)
+        curves = fit(model, batch, Training(steps=steps, lr=lr, log_every=50), folder / "training", seed=seed, device=device, label="captions", after_step=look)
+        out = dict(train=len(rows), test=len(held_out), steps=steps, loss=float(curves["loss"].iloc[-1]))
+        for strategy in ("greedy", "beam", "nucleus"):
+            texts = model.caption(unseen, strategy)
+            scores = score_captions(texts, held_out)
+            out |= {f"{strategy}.{k}": v for k, v in scores.items()}
+            if strategy == "beam": out |= scores; kept = texts
+        base = baselines(rows, held_out)
+    for r, t in list(zip(held_out, kept))[::max(len(kept) // 6, 1)]: print(f"{r['modality']} {r['categories']} {r['attributes']}\n   {t}")
+    return out | dict(majority_f1=base["majority"], commonest_f1=base["commonest"], constant_f1=base["constant_set"], seconds=float(curves["seconds"].iloc[-1]))
+
+
+if __name__ == "__main__":
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name, default in (("train", 2000), ("test", 500), ("steps", 3000), ("batch-size", 64), ("width", 128), ("layers", 2), ("seed", 0), ("every", 0), ("processes", 1)): p.add_argument(f"--{name}", type=int, default=default)
+    p.add_argument("--stages", type=int, nargs="+", default=[-3, -2, -1]); p.add_argument("--lr", type=float, default=1e-3)
+    p.add_argument("--folder"); p.add_argument("--device"); p.add_argument("--json")
+    p.add_argument("--model", help="score this saved model instead"); p.add_argument("--cache", help="with the pictures of this 06_images folder")
+    a = vars(p.parse_args()); file, model, cache = (a.pop(k) for k in ("json", "model", "cache"))
+    if model:
+        from keepfit_nb.images import ImageCache
+        from keepfit_nb.pretraining import KeepFIT
+        values = present_f1(KeepFIT.from_pretrained(model), ImageCache(cache))
+    else: values = measure(**a)
+    for k, v in values.items(): print(f"{k}: {v}")
+    if file: Path(file).write_text(json.dumps(values, indent=1))
