@@ -27,7 +27,7 @@ class Settings(BaseModel, extra="forbid"):
     keys: Literal["image", "text", "both"] = "image"          # what a public image is compared with [v1: image]
     scale: float = Field(10., ge=1, le=100)                   # first sharpness of the semantic attention, learned
     pull: Literal["text", "image", "both"] = "image"          # which public side is pulled [v1: text]
-    loss: Literal["mse", "infonce", "lean"] = "infonce"       # how [v1: mse]
+    loss: Literal["mse", "infonce", "lean"] = "lean"          # how [v1: mse]
     candidates: Literal["kin", "modality"] = "kin"            # infonce: among whose texts the image must find the right ones
     both_ways: bool = False                                   # infonce: each expert text must also find its images
     sharpen: float = Field(1., gt=0, le=20)                   # power to which the shares are raised before they pull

@@ -22,7 +22,7 @@ def batch(public=8, elite=6, modalities=2, dtype=torch.float64):
 
 
 def make(dtype=torch.float64, **settings):
-    inj = Injection(P, Settings(**settings), patch_dim=D, patches=N).to(dtype)
+    inj = Injection(P, Settings(**dict(loss="infonce", leave_one_out="clip") | settings), patch_dim=D, patches=N).to(dtype)
     with torch.no_grad():
         for k, w in enumerate(inj.parameters()): w += .1 * unit(*(w.shape or (1,)), seed=50 + k, dtype=dtype).reshape(w.shape)
     return inj
