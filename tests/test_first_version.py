@@ -46,7 +46,7 @@ def test_the_step_against_loops():
             total -= (T[i] * rows).sum() + (T[i] * columns).sum()
         return total / (2 * len(v))
     out = first_version_losses(v, t, names, ve, te, att, s)
-    squares = sum(float((t[i, p] - att(v, ve, te)[i, p]) ** 2) for i in range(6) for p in range(8)) / 48
+    squares = sum(((t[i, p] - att(v, ve, te)[i, p]) ** 2).item() for i in range(6) for p in range(8)) / 48
     assert torch.allclose(out["public"], clip(v, t, drawn_targets(names)), atol=1e-12) and torch.allclose(out["elite"], clip(ve, te, torch.eye(4)), atol=1e-12)
     assert abs(out["reference"].item() - squares) < 1e-12 and torch.allclose(out["loss"], out["public"] + out["elite"] + 100 * out["reference"])
 
