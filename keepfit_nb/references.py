@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DISEASES', 'DETAILS', 'toy_world', 'masked_softmax', 'attention_shares', 'Sharpness', 'eye_linear',
-           'SemanticAttention', 'best_match', 'standardise', 'AppearanceAttention', 'certainty', 'Gate', 'EliteMemory',
-           'rows_for', 'push', 'refill']
+           'SemanticAttention', 'standardise', 'AppearanceAttention', 'certainty', 'Gate', 'EliteMemory', 'rows_for',
+           'push', 'refill']
 
 # %% ../nbs/12.2_references.ipynb #a4c015c7
 import math
@@ -14,6 +14,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from .appearance import patch_similarity
 
 # %% ../nbs/12.2_references.ipynb #12c48fb2
 DISEASES, DETAILS = ("diabetic retinopathy", "glaucoma", "drusen"), ("few or small", "many or large")
@@ -90,16 +92,7 @@ class SemanticAttention(nn.Module):
         "(B, P), (E, P), (B, E) bool → shares (B, E)."
         return attention_shares(self.query(query), self.key(keys), self.scale(), self.heads, allowed)
 
-# %% ../nbs/12.2_references.ipynb #2d0d2296
-def best_match(
-    a: Tensor,    # (B, N, d) unit vectors
-    b: Tensor,    # (E, M, d) unit vectors
-) -> Tensor:      # (B, E), at most 1
-    "Mean over the patches of `a` of their best match in `b` (ours; a one-sided Chamfer similarity)."
-    if a.ndim != 3 or b.ndim != 3 or a.shape[-1] != b.shape[-1]:
-        raise ValueError(f"patches must be (B, N, d) and (E, M, d) with one d, not {tuple(a.shape)} and {tuple(b.shape)}")
-    return torch.einsum("bnd,emd->benm", a, b).amax(-1).mean(-1)
-
+# %% ../nbs/12.2_references.ipynb #a0e9d8bf
 def standardise(
     x: Tensor,         # (B, E)
     allowed: Tensor,   # (B, E) bool
@@ -113,17 +106,17 @@ def standardise(
 class AppearanceAttention(nn.Module):
     "How much each elite pair has to say about an image, judged patch by patch [ours; method's 'appearance-level matching' is next]."
     def __init__(self,
-        patch_dim: int,                                             # d
-        scale: float = 2.,                                          # first sharpness, per spread of the resemblances
-        similarity: Callable[[Tensor, Tensor], Tensor] = best_match,# (B, N, d), (E, N, d) → (B, E)
+        patch_dim: int,             # d
+        scale: float = 2.,          # first sharpness, per spread of the resemblances
+        symmetric: bool = False,    # does the elite image's detail have to be found in the public image, too?
     ):
         super().__init__()
-        self.lens, self.scale, self.similarity = eye_linear(patch_dim), Sharpness(scale, 20.), similarity
+        self.lens, self.scale, self.symmetric = eye_linear(patch_dim), Sharpness(scale, 20.), symmetric
 
-    def forward(self, query: Tensor, keys: Tensor, allowed: Tensor) -> Tensor:
-        "(B, N, d), (E, N, d), (B, E) bool → shares (B, E)."
+    def forward(self, query: Tensor, keys: Tensor, allowed: Tensor, weights: Tensor | None = None) -> Tensor:
+        "(B, N, d), (E, N, d), (B, E) bool, weights of the query's patches (B, N) or None → shares (B, E)."
         q, k = (F.normalize(self.lens(x), dim=-1) for x in (query, keys))
-        return masked_softmax(self.scale() * standardise(self.similarity(q, k), allowed), allowed)
+        return masked_softmax(self.scale() * standardise(patch_similarity(q, k, weights, self.symmetric), allowed), allowed)
 
 # %% ../nbs/12.2_references.ipynb #4feafc32
 def certainty(

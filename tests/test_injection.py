@@ -3,9 +3,10 @@ import pytest, torch
 from pydantic import ValidationError
 from torch.nn import functional as F
 
+from keepfit_nb.appearance import patch_similarity
 from keepfit_nb.contrastive import clip_loss
 from keepfit_nb.injection import Injection, Settings, sharpened
-from keepfit_nb.references import attention_shares, best_match, masked_softmax, standardise, toy_world
+from keepfit_nb.references import attention_shares, masked_softmax, standardise, toy_world
 
 P, N, D = 12, 4, 5
 
@@ -21,7 +22,7 @@ def batch(public=8, elite=6, modalities=2, dtype=torch.float64):
 
 
 def make(dtype=torch.float64, **settings):
-    inj = Injection(P, Settings(**settings), patch_dim=D, patches=N).to(dtype)
+    inj = Injection(P, Settings(**dict(loss="infonce", leave_one_out="clip") | settings), patch_dim=D, patches=N).to(dtype)
     with torch.no_grad():
         for k, w in enumerate(inj.parameters()): w += .1 * unit(*(w.shape or (1,)), seed=50 + k, dtype=dtype).reshape(w.shape)
     return inj
@@ -30,18 +31,18 @@ def make(dtype=torch.float64, **settings):
 def semantic(inj, q, k, allowed): return attention_shares(inj.semantic.query(q), inj.semantic.key(k), inj.semantic.scale(), inj.settings.heads, allowed)
 def appearance(inj, q, k, allowed):
     lens = lambda x: F.normalize(inj.appearance.lens(x), dim=-1)
-    return masked_softmax(inj.appearance.scale() * standardise(best_match(lens(q), lens(k)), allowed), allowed)
+    return masked_softmax(inj.appearance.scale() * standardise(patch_similarity(lens(q), lens(k)), allowed), allowed)
 
 
 @pytest.mark.parametrize("pull", ["text", "image", "both"])
-@pytest.mark.parametrize("loss", ["mse", "infonce"])
+@pytest.mark.parametrize("loss", ["mse", "infonce", "lean"])
 @pytest.mark.parametrize("parts", [dict(), dict(appearance=True), dict(semantic=False, appearance=True)], ids=["semantic", "both", "appearance"])
 def test_whom_it_pulls(pull, loss, parts):
     inj, (p, e) = make(pull=pull, loss=loss, **parts), batch()
     out = inj(p, e); (out["reference"] + out["leave_one_out"]).backward()
     assert all(e[k].grad is None for k in ("image", "text", "patches")) and p["patches"].grad is None      # experts stand still
     assert (p["text"].grad is not None) == (pull in ("text", "both"))
-    assert p["image"].grad is not None or (pull == "text" and (loss == "infonce" or "semantic" in parts))
+    assert p["image"].grad is not None or (pull == "text" and (loss != "mse" or "semantic" in parts))
     assert all(w.grad is not None for w in inj.parameters())
 
 
@@ -93,6 +94,17 @@ def test_both_ways_reads_the_columns_too():
             row, column = (torch.stack([S[i, k] for k in range(6) if allowed[i, k]]), torch.stack([S[k, j] for k in range(8) if allowed[k, j]]))
             total -= A[i, j] * (2 * S[i, j] - row.logsumexp(0) - column.logsumexp(0)) / 2
     assert torch.allclose(inj(p, e, kin, 14.)["reference"], total / allowed.any(1).sum(), atol=1e-9)
+
+
+def test_lean_is_infonce_less_its_even_part():
+    inj, (p, e) = make(loss="lean"), batch()
+    allowed = p["modality"][:, None] == e["modality"]
+    A = semantic(inj, p["image"], e["image"], allowed).detach()
+    logits = (14. * p["image"] @ e["text"].T).masked_fill(~allowed, -1e9).log_softmax(1)
+    want = -((A - allowed / allowed.sum(1, keepdim=True)) * logits.masked_fill(~allowed, 0.)).sum(1).mean()
+    assert torch.allclose(inj(p, e, scale=14.)["reference"], want, atol=1e-9)
+    same = {k: v.detach()[:1].expand(6, *v.shape[1:]) if k in ("image", "patches") else v for k, v in e.items()}
+    assert inj(p, same | dict(modality=e["modality"] * 0), scale=14.)["reference"].abs() < 1e-9      # all experts look alike: nothing to lean to
 
 
 @pytest.mark.parametrize("teach", ["clip", "match"])

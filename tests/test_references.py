@@ -3,8 +3,8 @@ import pytest, torch
 from hypothesis import given, settings, strategies as st
 from torch.nn import functional as F
 
-from keepfit_nb.references import (AppearanceAttention, EliteMemory, Gate, SemanticAttention, Sharpness, attention_shares, best_match,
-                                   certainty, masked_softmax, refill, standardise, toy_world)
+from keepfit_nb.references import (AppearanceAttention, EliteMemory, Gate, SemanticAttention, Sharpness, attention_shares, certainty,
+                                   masked_softmax, refill, standardise, toy_world)
 
 P = 12
 
@@ -40,14 +40,6 @@ def test_masked_softmax_has_finite_gradients_when_nothing_is_allowed():
     assert torch.autograd.gradcheck(lambda x: masked_softmax(x, allowed), (x,))
 
 
-@settings(max_examples=20, deadline=None)
-@given(st.integers(1, 5), st.integers(1, 6), st.integers(1, 4), st.integers(1, 3))
-def test_best_match_against_loops(b, e, n, m):
-    x, y = unit(b, n, 5), unit(e, m, 5, seed=1)
-    want = torch.tensor([[sum(max(float(p @ q) for q in y[j]) for p in x[i]) / n for j in range(e)] for i in range(b)], dtype=torch.float64)
-    assert torch.allclose(best_match(x, y), want, atol=1e-12)
-
-
 def test_standardise_ignores_forbidden_entries():
     x, allowed = torch.randn(5, 8, dtype=torch.float64), torch.rand(5, 8, generator=torch.Generator().manual_seed(0)) < .6
     z = standardise(x, allowed)
@@ -61,9 +53,21 @@ def test_appearance_learns_through_its_lens():
     out = att(a, b, torch.ones(3, 6, dtype=torch.bool))
     out[:, 0].sum().backward()
     assert att.lens.weight.grad.abs().sum() > 0 and att.scale.log_scale.grad.abs() > 0
-    calls = []
-    AppearanceAttention(5, similarity=lambda x, y: calls.append(1) or best_match(x, y))(a.float(), b.float(), torch.ones(3, 6, dtype=torch.bool))
-    assert calls == [1]                                            # another similarity can be put in its place
+    open_ = torch.ones(3, 6, dtype=torch.bool)
+    only = torch.zeros(3, 4, dtype=torch.float64); only[:, 2] = 1           # a weight on one patch: the others do not matter
+    assert torch.allclose(att(a, b, open_, only), att(a[:, 2:3], b, open_), atol=1e-9)
+    assert not torch.allclose(att(a, b, open_), AppearanceAttention(5, symmetric=True).double()(a, b, open_))
+
+
+def test_appearance_against_loops():
+    att, a, b = AppearanceAttention(5, scale=3.).double(), unit(3, 4, 5), unit(6, 4, 5, seed=1)
+    allowed = torch.rand(3, 6, generator=torch.Generator().manual_seed(1)) < .7
+    want = torch.zeros(3, 6, dtype=torch.float64)
+    for i in range(3):
+        open_ = [e for e in range(6) if allowed[i, e]]
+        s = torch.tensor([sum(max(float(p @ q) for q in b[e]) for p in a[i]) / 4 for e in open_], dtype=torch.float64)
+        want[i, open_] = (3 * (s - s.mean()) / s.std(correction=0)).softmax(0)
+    assert torch.allclose(att(a, b, allowed), want, atol=1e-6)                # the scale is stored in float32 before .double()
 
 
 def test_certainty_has_its_ends():
