@@ -460,8 +460,7 @@ def test_a_frame_of_a_dicom_file_is_a_picture(tmp_path):
 
 def test_batches_are_read_in_inference_mode(tmp_path):
     "Pictures are unpacked in threads, which do not share the caller's inference mode."
-    from PIL import Image
     for k in range(8): Image.fromarray(np.full((40, 40, 3), 20 * k, np.uint8)).save(tmp_path / f"{k}.png")
-    make_cache({"public": [dict(image=str(tmp_path / f"{k}.png"), modality="CFP") for k in range(8)]}, tmp_path, Settings(size=32, crop=False))
-    with torch.inference_mode(): batch = ImageCache(tmp_path).batch(np.arange(8))
+    M.make_cache({"public": [dict(image=str(tmp_path / f"{k}.png"), modality="CFP") for k in range(8)]}, tmp_path, M.Settings(size=32, crop=False))
+    with torch.inference_mode(): batch = M.ImageCache(tmp_path).batch(np.arange(8))
     assert batch.shape == (8, 3, 32, 32) and (batch.float().mean((1, 2, 3)) - 20 * torch.arange(8)).abs().max() < 2
