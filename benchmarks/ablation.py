@@ -5,13 +5,14 @@
     python benchmarks/ablation.py learn DIR --device cuda       after `draw`: text encoder (chapter 09) and visual tokens (chapter 11)
     python -m keepfit_nb.ablation --bundle DIR --out OUT …      train and examine, on any machine; leaves OUT/study.json
     python benchmarks/ablation.py report OUT/study.json         scores, gains, forest plot → benchmarks/results/ablation.*
+    python benchmarks/ablation.py study DIR                     all of it on this machine: draw, learn, train, report; goes on where it was stopped
 """
 import argparse, json, multiprocessing, os, shutil, tempfile
 from pathlib import Path
 
 import numpy as np
 
-from keepfit_nb.ablation import Study, _bundle, describe_bundle, forest, gains, report, scores
+from keepfit_nb.ablation import Study, _bundle, describe_bundle, forest, gains, main as train, report
 from keepfit_nb.encoders import Settings as EncoderSettings
 from keepfit_nb.profiles import load_profile, open_run, read_json, write_json
 
@@ -21,6 +22,8 @@ DISEASES = ["normal", "diabetic retinopathy", "diabetic macular edema", "branch 
             "retinal vasculitis", "epiretinal membrane", "vitreomacular traction", "retinal detachment", *UNSEEN]
 SIZES = dict(n_public=3000, n_elite=600, n_eval_train=0, n_eval_test=2040, size=64)
 EYES = 2026      # seed of the simulated eyes; settings were chosen on other eyes (seed 0)
+BEGINNING = dict(text_steps=600, token_steps=800)      # of the text encoder and the image tokenizer that some rows begin with
+STEPS, SETTINGS, MAIN = 400, ["batch_size=96", "sentences=.5", "reference_start=.4"], ["public", "elite", "keepfit"]
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -87,9 +90,9 @@ def captions_of(study):
     "Mean F1 over present findings of the rows that write captions, by the parser of chapter 03e."
     from keepfit_nb.decoder import score_captions
     found = {}
-    for (row, seed), c in study.cells.items():
+    for (row, _), c in study.cells.items():
         if c.get("captions"): found.setdefault(row, []).append(score_captions(c["captions"], study.plain["described"])["present_f1"])
-    return {f"caption.present_f1.{row}": round(float(np.mean(v)), 4) for row, v in found.items()}
+    return {f"ablation.present_f1.{row}": round(float(np.mean(v)), 4) for row, v in found.items()}
 
 
 def write_report(file):
@@ -103,19 +106,25 @@ def write_report(file):
     return values
 
 
-def measure():
-    "Flat values of the study that was run last; nothing when there is none."
-    return read_json(RESULTS / "ablation.json", {})
+def measure(folder="runs/study_ablation", processes=os.cpu_count(), device="cpu"):
+    "The whole study in `folder`, cell by cell, and on with what is there; flat values, nothing while no cell is done."
+    folder = Path(folder); bundle = folder / "bundle"
+    if not (bundle / "bundle.json").exists(): draw(bundle, SIZES, processes)
+    if not (bundle / "11_appearance" / "counts.npy").exists(): learn(bundle, device, **BEGINNING)
+    words = ["--bundle", bundle, "--out", folder, "--steps", STEPS, "--processes", processes, "--device", device, "--set", *SETTINGS]
+    train([str(w) for w in [*words, "--rows", *MAIN, "--seeds", "0-9"]]); train([str(w) for w in [*words, "--seeds", "0-4"]])
+    return write_report(folder / "study.json")
 
 
 def main():
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument("what", choices=["bundle", "draw", "learn", "report"]); ask.add_argument("place")
+    ask.add_argument("what", choices=["bundle", "draw", "learn", "report", "study"]); ask.add_argument("place")
     for name, value in SIZES.items(): ask.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
     ask.add_argument("--device", default="cpu"); ask.add_argument("--text-steps", type=int, default=600); ask.add_argument("--token-steps", type=int, default=800)
     ask.add_argument("--processes", type=int, default=os.cpu_count()); ask.add_argument("--run-dir", default="runs/study_ablation")
     a = ask.parse_args(); sizes = {k: getattr(a, k) for k in SIZES}
-    if a.what == "report": print(json.dumps(write_report(a.place), indent=1))
+    if a.what == "study": print(json.dumps(measure(a.place, a.processes, a.device), indent=1))
+    elif a.what == "report": print(json.dumps(write_report(a.place), indent=1))
     elif a.what == "draw": print(draw(a.place, sizes, a.processes))
     elif a.what == "learn": print(learn(a.place, a.device, a.text_steps, a.token_steps))
     else: print(bundle(a.place, sizes, a.run_dir))

@@ -16,10 +16,12 @@ RESULTS = Path(__file__).parent / "results" / "study.json"
 
 
 def save(part, values):
-    "Replace a part's values; the other parts stay."
-    old = {k: v for k, v in read_json(RESULTS, {}).items() if not k.startswith(part + ".")}
+    "Replace a part's values; the other parts stay. The ablation's names begin with the kind of question, all others with the part."
+    named = values if part == "ablation" else {f"{part}.{k}": v for k, v in values.items()}
+    gone = tuple({f"{k.split('.')[0]}." for k in named} | {part + "."}) if named else ()
+    old = {k: v for k, v in read_json(RESULTS, {}).items() if not k.startswith(gone)}
     RESULTS.parent.mkdir(exist_ok=True)
-    write_json(RESULTS, dict(sorted({**old, **{f"{part}.{k}": v for k, v in values.items()}}.items())))
+    write_json(RESULTS, dict(sorted({**old, **named}.items())))
 
 
 def chain(profile, folder, *words):
@@ -103,16 +105,24 @@ def measured(*names):
     return part
 
 
+def ablation():
+    "Every part of the method on and off (chapter 20): cell by cell in runs/study_ablation, and on with what is there when it was stopped."
+    import ablation as study
+    return study.measure()
+
+
 NAMES = {("captions", "consistency"): "caption_consistency"}      # (file, its name) → the name in the study
 PARTS = dict(records=measured("records_million"), phantoms=measured("captions", "phantom_speed"), atlas=measured("atlas"),
-             realism=measured("realism"), learnability=learnability, spark=spark, real=real)
+             realism=measured("realism"), learnability=learnability, speed=measured("loading", "step_speed"), mlm=measured("mlm"), tokenizer=measured("tokenizer"),
+             caption=measured("captioning"), ablation=ablation, spark=spark, real=real)
 CAMERAS = ("fundus", "angiography", "oct")
-MODULES = dict(records=("records", "leaks"), phantoms=("captions", "reading", *CAMERAS), atlas=("atlas", "pages"), realism=CAMERAS, learnability=CAMERAS)    # chains check themselves
+MODULES = dict(records=("records", "leaks"), phantoms=("captions", "reading", *CAMERAS), atlas=("atlas", "pages", "houses"), realism=CAMERAS, learnability=CAMERAS, speed=("images", "decoding", "training", "pretraining"),
+               mlm=("text_pretraining",), tokenizer=("tokenizer",), caption=("decoder", "captions"))    # the chains and the ablation check themselves
 
 
 def code_of(part):
     "Fingerprint of what a part measures and how; empty for the chains, which check themselves."
-    files = [Path(__file__).parent / f"{n}.py" for n in dict(records=["records_million"], phantoms=["captions", "phantom_speed"]).get(part, [part])]
+    files = [Path(__file__).parent / f"{n}.py" for n in dict(records=["records_million"], phantoms=["captions", "phantom_speed"], speed=["loading", "step_speed"], caption=["captioning"]).get(part, [part])]
     own = [hashlib.sha256(f.read_bytes()).hexdigest()[:6] for f in files if f.exists()]
     return "-".join([source_fingerprint(m)[:6] for m in MODULES[part]] + own) if part in MODULES else ""
 

@@ -6,8 +6,9 @@
 __all__ = ['TICK', 'CLOCK', 'PHASES', 'UNDER', 'WITHIN', 'ABOVE', 'bolus', 'through', 'seep', 'curves', 'glow', 'Plate', 'delays',
            'late_blood', 'flow', 'capillaries', 'avascular', 'flush', 'capillary_bed', 'atrophy', 'rod_loss', 'nevus',
            'dome', 'blister', 'scar', 'laser', 'spill', 'leak', 'membrane', 'subretinal_blood', 'ink_blot',
-           'smokestack', 'petals', 'cysts', 'milky', 'fill_disc', 'fill_vessels', 'vein_leak', 'starved', 'inflamed',
-           'new_vessels', 'cotton_wool', 'aneurysms', 'spicules', 'media', 'record', 'seconds_of', 'render_angiogram']
+           'smokestack', 'petals', 'cysts', 'milky', 'spared', 'fill_disc', 'fill_vessels', 'vein_leak', 'starved',
+           'inflamed', 'new_vessels', 'cotton_wool', 'aneurysms', 'spicules', 'media', 'record', 'seconds_of',
+           'render_angiogram']
 
 # %% ../nbs/03b_angiography.ipynb #0d478093
 import math, numbers
@@ -235,7 +236,9 @@ def cysts(s):
 def milky(s):
     "Swollen retina dims the choroid behind it."
     s.block(.75 * s.show("ischaemic retina", .05), .35)
-    if s.eye.of("spared strip"): s.show("spared strip")
+
+@paints(WITHIN, "spared strip")
+def spared(s): s.show("spared strip")
 
 # %% ../nbs/03b_angiography.ipynb #89ffbc28
 def fill_disc(s: Plate) -> None:

@@ -6,8 +6,8 @@
 __all__ = ['SMALL', 'DEEP', 'SURFACE', 'MEDIA', 'box', 'blend', 'stain', 'Scene', 'paints', 'paint', 'new_vessels', 'myelinated',
            'cotton_wool', 'exudates', 'flames', 'blots', 'aneurysms', 'preretinal', 'nevus', 'hard_drusen',
            'soft_drusen', 'dome', 'blister', 'choroid', 'atrophy', 'scar', 'laser', 'rod_loss', 'bone_spicules',
-           'membrane', 'subretinal_blood', 'hole', 'milky', 'cherry_red', 'detached', 'cellophane', 'asteroids',
-           'vitreous_blood', 'cataract']
+           'membrane', 'subretinal_blood', 'hole', 'milky', 'spared', 'cherry_red', 'detached', 'cellophane',
+           'asteroids', 'vitreous_blood', 'cataract']
 
 # %% ../nbs/03a.2_colours.ipynb #eb5ca19b
 import math
@@ -195,7 +195,9 @@ def hole(s):
 @paints(DEEP, "ischaemic retina")
 def milky(s):
     s.blend(.58 * s.show("ischaemic retina", .09), (.95, .84, .66))
-    if s.eye.of("spared strip"): s.show("spared strip")
+
+@paints(DEEP, "spared strip")
+def spared(s): s.show("spared strip")
 
 @paints(DEEP, "cherry-red spot")
 def cherry_red(s): s.blend(.75 * s.show("cherry-red spot", .018), (.74, .20, .10))

@@ -10,7 +10,7 @@ __all__ = ['MODALITIES', 'DISCLAIMER', 'TOP_KEYS', 'in_checkout', 'resource', 'p
            'merge_metrics', 'open_run']
 
 # %% ../nbs/00_profiles.ipynb #a5a382a0
-import ast, difflib, functools, hashlib, importlib, importlib.util, json, os, re, shutil, subprocess, sys, time
+import ast, difflib, errno, functools, hashlib, importlib, importlib.util, json, os, re, shutil, subprocess, sys, time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -63,7 +63,8 @@ def write_json(path: Path, obj) -> Path:
         os.replace(part, path)
     except OSError as err:
         part.unlink(missing_ok=True)
-        raise OSError(err.errno, f"could not write {path.name}: {err.strerror}. Free some space or choose another run_dir", str(path)) from err
+        advice = f"Make the folder {path.parent.name}" if err.errno == errno.ENOENT else "Free some space"
+        raise OSError(err.errno, f"could not write {path.name}: {err.strerror}. {advice}, or choose another run_dir", str(path)) from err
     return path
 
 def read_json(path: Path, default=None):

@@ -151,7 +151,7 @@ def source_notes(run_dir: Path) -> list[str]:
         out.append(f"Kept {unseen['kind']}: {', '.join(unseen['names'])} ({words}). Taken out: {counted(unseen['removed'])}.")
     if near.get("rule") == "off": out.append("Near copies of test images in training: not looked for (sources.near = off).")
     elif near: out.append(f"Near copies of test images in training (rule: {near['rule']}): {counted(near['found'])}; dropped: {near['dropped']}.")
-    if absent: out.append(f"{len(absent)} sets of the registry were absent.")
+    if absent: out.append(f"{len(absent)} {'set of the registry was' if len(absent) == 1 else 'sets of the registry were'} absent.")
     return out
 
 def absent_sets(run_dir: Path) -> dict[str, str]:

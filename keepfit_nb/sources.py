@@ -453,6 +453,6 @@ def build(run, folder, settings, inputs):
         print(f"{name}: {s['roles']} · refused {s['quarantined']} · set aside {s['set_aside']}", *s["hints"][:5], sep="\n  ")
     if summary["unseen"]: print(f"{summary['unseen']['kind']}: {', '.join(summary['unseen']['names'])}; removed {summary['unseen']['removed']}")
     if near["found"]: print(f"near copies of test images in training ({near['rule']}): {near['found']}; near_copies.csv lists them by row")
-    if summary["absent"]: print(f"{len(summary['absent'])} sets of the registry are absent; summary.json says how to get them")
+    if summary["absent"]: print(f"sets of the registry that are absent: {len(summary['absent'])}; summary.json says how to get them")
     return {**summary["roles"], "sets": len(sets), "quarantined": sum(s["quarantined"] for s in sets), "set_aside": sum(s["set_aside"] for s in sets),
             "dropped_leaks": summary["dropped_leaks"], "near_copies": sum(near["found"].values()), "corpus_paragraphs": len(text), "corpus_words": count["words"], "unseen": summary["unseen"].get("kind", "")}

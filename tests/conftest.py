@@ -26,13 +26,15 @@ def cli():
     return call
 
 
+SPINE = ("03d", "05", "06", "07", "13", "14", "15", "16", "17", "21")      # from simulated eyes to the report; the other chapters explain or deepen
+
+
 @pytest.fixture(scope="session")
 def smoke_run(cli, tmp_path_factory) -> Path:
-    "Folder of one whole smoke run, all chapters through papermill."
+    "Folder of a smoke run of the spine, through papermill."
     folder = tmp_path_factory.mktemp("smoke") / "run"
-    done = cli("run", "--profile", "smoke", "--run-dir", folder, timeout=1500)
+    done = cli("run", "--profile", "smoke", "--run-dir", folder, "--only", *SPINE)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    (folder / "stdout.txt").write_text(done.stdout)
     return folder
 
 

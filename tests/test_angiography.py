@@ -174,6 +174,13 @@ def test_deterministic_and_leaves_the_global_state_alone():
     assert (a == render_angiogram(eye, 80, "late")).all() and (np.random.get_state()[1] == before).all()
 
 
+def test_every_lesion_alone_has_its_mask():
+    for kind, where in LESIONS.items():
+        eye = replace(sample_eye(1, "normal"), lesions=(Lesion(kind, .1, .1, .3, .8, 0.),))
+        for render, modality in ((render_angiogram, "FFA"), (render_fundus, "CFP")):
+            assert (kind in render(eye, 48, masks=True)[1]) == (modality in where.split()), (kind, modality)
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.sampled_from(sorted(LESIONS)), st.floats(-1, 1), st.floats(-1, 1), st.floats(.004, 1), st.floats(0, 1), st.floats(-7, 7), st.floats(0, 959))
 def test_any_lesion_anywhere(kind, x, y, size, strength, angle, t):

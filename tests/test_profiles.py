@@ -102,6 +102,7 @@ def test_disk_full_keeps_the_old_file_and_says_so(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="Free some space"): p.write_json(tmp_path / "a.json", 2)
     monkeypatch.undo()
     assert p.read_json(tmp_path / "a.json") == 1 and [f.name for f in tmp_path.iterdir()] == ["a.json"]
+    with pytest.raises(OSError, match="Make the folder nowhere"): p.write_json(tmp_path / "nowhere" / "a.json", 2)
 
 
 def test_metrics_take_numbers_only(tmp_path):

@@ -57,7 +57,7 @@ def test_what_was_unseen_copied_and_absent_stands_on_the_page(tmp_path):
             "near_copies": {"rule": "drop", "found": {"public": 2}, "dropped": 2}, "absent": {"LAG": "LAG: write to its owners <b>now</b>."}}
     (tmp_path / "05_sources").mkdir(); write_json(tmp_path / "05_sources" / "summary.json", told)
     page = report.render(tmp_path).read_text()
-    for part in ("Kept unseen: macular hole", "3 elite, 5 public, 11 corpus", "(rule: drop): 2 public; dropped: 2", "1 sets of the registry were absent", "<b>LAG</b>: write to its owners &lt;b&gt;now"):
+    for part in ("Kept unseen: macular hole", "3 elite, 5 public, 11 corpus", "(rule: drop): 2 public; dropped: 2", "1 set of the registry was absent", "<b>LAG</b>: write to its owners &lt;b&gt;now"):
         assert part in page, part
     write_json(tmp_path / "05_sources" / "summary.json", {"unseen": {**told["unseen"], "kind": "image-unseen"}, "near_copies": {"rule": "off", "found": {}, "dropped": 0}, "absent": {}})
     page = report.render(tmp_path).read_text()
@@ -72,5 +72,5 @@ def test_the_page_agrees_with_the_summary_of_a_real_stage(tmp_path):
     roles, _, summary = M.gather(M.Settings(sets=[], root=str(tmp_path / "sets"), unseen=["glaucoma"]))
     summary["near_copies"].pop("rows"); (tmp_path / "run" / "05_sources").mkdir(parents=True); write_json(tmp_path / "run" / "05_sources" / "summary.json", summary)
     notes = " ".join(report.source_notes(tmp_path / "run"))
-    assert "Kept unseen: glaucoma" in notes and "(rule: report)" in notes and f"{len(summary['absent'])} sets of the registry" in notes
+    assert "Kept unseen: glaucoma" in notes and "(rule: report)" in notes and f"{len(summary['absent'])} set" in notes
     assert set(report.absent_sets(tmp_path / "run")) == set(summary["absent"]) and "LAG" in summary["absent"]

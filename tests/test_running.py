@@ -7,21 +7,34 @@ import pytest
 from keepfit_nb import running
 from keepfit_nb.profiles import DISCLAIMER, chapters, read_json
 
+from conftest import SPINE
 
-def test_smoke_chain_ends_well(smoke_run):
-    manifest = read_json(smoke_run / "manifest.json")
+
+def ended_well(folder, names):
+    manifest = read_json(folder / "manifest.json")
     assert manifest["status"] == "ok" and manifest["exit_code"] == 0
-    assert list(manifest["chapters"]) == list(chapters())
+    assert list(manifest["chapters"]) == names
     for name, entry in manifest["chapters"].items():
         assert entry["status"] == "ok" and entry["seconds"] > 0 and isinstance(entry["metrics"], dict), name
-        assert (smoke_run / name / "out.ipynb").exists()
+        assert (folder / name / "out.ipynb").exists()
     assert manifest["parameters"]["name"] == "smoke" and manifest["versions"]["torch"] and manifest["commit"]
-    assert str(smoke_run) not in (smoke_run / "manifest.json").read_text()
+    assert str(folder) not in (folder / "manifest.json").read_text()
+    page = (folder / "21_report" / "report.html").read_text()
+    assert DISCLAIMER in page and "not run yet" not in page and page.count("<table>") >= 5
 
 
-def test_report_of_the_smoke_chain(smoke_run):
-    page = (smoke_run / "21_report" / "report.html").read_text()
-    assert DISCLAIMER in page and "not run yet" not in page and page.count("<table>") >= 5 and "22_running" in page
+def test_spine_ends_well(smoke_run):
+    ended_well(smoke_run, running.choose(only=SPINE))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_whole_chain_ends_well(cli, tmp_path):
+    "All chapters; the check of chapter 03 that diseases can be learned at a third of its size."
+    done = cli("run", "--profile", "smoke", "--run-dir", tmp_path / "run", "--set", "fundus.n_train=145", "--set", "fundus.steps=30", timeout=2900)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    ended_well(tmp_path / "run", list(chapters()))
+    assert "22_running" in (tmp_path / "run" / "21_report" / "report.html").read_text()
 
 
 def test_second_run_finds_nothing_to_do(smoke_run, cli):
