@@ -99,7 +99,9 @@ def write_report(file):
     "benchmarks/results/ablation.json, the tables and the forest plot."
     import matplotlib; matplotlib.use("Agg")
     study = Study(file); values = report(study, RESULTS) | captions_of(study)
-    for name in ("scores", "gains"): os.replace(RESULTS / f"{name}.csv", RESULTS / f"ablation_{name}.csv")
+    values |= {f"fine.gain_over_{old}{end}": values[key] for old in ("elite", "public") for end in ("", ".low", ".high")
+               if (key := f"fine.gain.keepfit_over_{old}{end}") in values}
+    for name in ("scores", "means", "gains"): os.replace(RESULTS / f"{name}.csv", RESULTS / f"ablation_{name}.csv")
     write_json(RESULTS / "ablation.json", values)
     ax = forest(gains(study, ["fine"]), title="fine-grained questions")
     ax.figure.savefig(RESULTS / "ablation.png", dpi=110, bbox_inches="tight")

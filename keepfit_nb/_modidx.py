@@ -35,6 +35,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'keepfit_nb.ablation.grid': ('ablation.html#grid', 'keepfit_nb/ablation.py'),
                                      'keepfit_nb.ablation.jpeg': ('ablation.html#jpeg', 'keepfit_nb/ablation.py'),
                                      'keepfit_nb.ablation.main': ('ablation.html#main', 'keepfit_nb/ablation.py'),
+                                     'keepfit_nb.ablation.means': ('ablation.html#means', 'keepfit_nb/ablation.py'),
                                      'keepfit_nb.ablation.pack': ('ablation.html#pack', 'keepfit_nb/ablation.py'),
                                      'keepfit_nb.ablation.questions': ('ablation.html#questions', 'keepfit_nb/ablation.py'),
                                      'keepfit_nb.ablation.report': ('ablation.html#report', 'keepfit_nb/ablation.py'),

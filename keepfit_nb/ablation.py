@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PARTS', 'KINDS', 'FIELDS', 'switched_off', 'grid', 'questions', 'jpeg', 'pack', 'describe_bundle', 'ResidentCache',
            'unpack', 'Bundle', 'spelled', 'unspelled', 'answers_of', 'aca', 'described', 'run_cell', 'devices_for',
-           'run_grid', 'collect', 'Study', 'scores', 'student', 'eye_draws', 'gain', 'contrasts', 'gains', 'forest',
-           'Settings', 'build', 'report', 'seeds_of', 'main', 'study_settings']
+           'run_grid', 'collect', 'Study', 'scores', 'student', 'means', 'eye_draws', 'gain', 'contrasts', 'gains',
+           'forest', 'Settings', 'build', 'report', 'seeds_of', 'main', 'study_settings']
 
 # %% ../nbs/20_ablation.ipynb #c3795f9f
 import argparse, functools, io, json, multiprocessing, os, shutil, time, zlib
@@ -322,6 +322,13 @@ def student(
     half = t.ppf(.5 + confidence / 2, len(gains) - 1) * gains.std(ddof=1) / np.sqrt(len(gains))
     return float(gains.mean() - half), float(gains.mean() + half)
 
+# %% ../nbs/20_ablation.ipynb #45734a19
+def means(table: pd.DataFrame) -> pd.DataFrame:
+    "Of `scores`: mean over the seeds with its interval; row, kind, modality, aca, low, high, seeds."
+    lines = [dict(zip(("row", "kind", "modality"), key), aca=g.aca.mean(), **dict(zip(("low", "high"), student(g.aca))), seeds=len(g))
+             for key, g in table.groupby(["row", "kind", "modality"], sort=False)]
+    return pd.DataFrame(lines)
+
 # %% ../nbs/20_ablation.ipynb #710804f8
 def eye_draws(
     study: Study,
@@ -425,11 +432,13 @@ def build(run, folder: Path, settings: Settings, inputs: dict[str, Path]) -> dic
 
 # %% ../nbs/20_ablation.ipynb #6b519126
 def report(study: Study, folder: Path, draws: int = 1000) -> dict:
-    "Write scores.csv and gains.csv; their main numbers."
-    table, found = scores(study), gains(study, n=draws)
-    table.to_csv(folder / "scores.csv", index=False); found.drop(columns="each", errors="ignore").to_csv(folder / "gains.csv", index=False)
-    mean = table[table.modality == "all"].groupby(["kind", "row"]).aca.mean()
-    values = {f"{k.replace(' ', '_')}.aca.{r}": round(float(v), 4) for (k, r), v in mean.items()}
+    "Write scores.csv (each seed), means.csv and gains.csv; their main numbers."
+    table, found = scores(study), gains(study, n=draws); mean = means(table)
+    table.to_csv(folder / "scores.csv", index=False); mean.to_csv(folder / "means.csv", index=False); found.drop(columns="each", errors="ignore").to_csv(folder / "gains.csv", index=False)
+    values = {}
+    for m in mean[mean.modality == "all"].itertuples():
+        name = f"{m.kind.replace(' ', '_')}.aca.{m.row}"
+        values |= {name: round(m.aca, 4), f"{name}.low": round(m.low, 4), f"{name}.high": round(m.high, 4), f"{name}.seeds": m.seeds}
     for g in found.itertuples():
         name = f"{g.kind.replace(' ', '_')}.gain.{g.new}_over_{g.old}"
         values |= {name: round(g.gain, 4), f"{name}.low": round(g.low, 4), f"{name}.high": round(g.high, 4), f"{name}.eyes_low": round(g.eyes_low, 4), f"{name}.seeds": g.seeds}
