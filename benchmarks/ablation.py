@@ -23,7 +23,7 @@ DISEASES = ["normal", "diabetic retinopathy", "diabetic macular edema", "branch 
 SIZES = dict(n_public=3000, n_elite=600, n_eval_train=0, n_eval_test=2040, size=64)
 EYES = 2026      # seed of the simulated eyes; settings were chosen on other eyes (seed 0)
 BEGINNING = dict(text_steps=600, token_steps=800)      # of the text encoder and the image tokenizer that some rows begin with
-STEPS, SETTINGS, MAIN = 400, ["batch_size=96", "sentences=.5", "reference_start=.4"], ["public", "elite", "keepfit"]
+STEPS, SETTINGS, MAIN = 400, ["batch_size=48", "sentences=.5", "reference_start=.4"], ["public", "elite", "keepfit"]
 RESULTS = Path(__file__).parent / "results"
 
 
