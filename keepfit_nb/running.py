@@ -40,6 +40,7 @@ class Settings(BaseModel, extra="forbid"):
     "Settings of the runner."
     min_free_gb: float = 1.     # refuse to start with less disk than this
     start_timeout: int = 180    # seconds a kernel may take to start
+    save_each_cell: bool = True # out.ipynb is written after every cell; false: when the chapter has ended, which is quicker
 
 def check_profile(prof: Profile) -> None:
     "Validate every section, and every variant, against the Settings of its module. ValueError names what is wrong."
@@ -108,10 +109,11 @@ def execute(run: Run, name: str, profile: str, overrides: dict) -> dict:
     folder = run.folder(name); folder.mkdir(parents=True, exist_ok=True)
     inside = run.dir.is_relative_to(project_root())
     values = dict(profile=profile, run_dir=str(run.dir.relative_to(project_root()) if inside else run.dir), seed=run.seed, overrides=overrides)
-    start, entry = time.perf_counter(), dict(status="ok", started=_now())
+    start, entry, settings = time.perf_counter(), dict(status="ok", started=_now()), run.section("running", Settings)
     try:
         papermill.execute_notebook(str(chapters()[name]), str(folder / "out.ipynb"), parameters=values, kernel_name="python3",
-            cwd=str(project_root()), progress_bar=False, extra_arguments=["--log-level=ERROR"], start_timeout=run.section("running", Settings).start_timeout)
+            cwd=str(project_root()), progress_bar=False, extra_arguments=["--log-level=ERROR"], start_timeout=settings.start_timeout,
+            request_save_on_cell_execute=settings.save_each_cell)
     except papermill.PapermillExecutionError as err:
         entry |= dict(status="failed", error=f"cell {err.exec_count}: {err.ename}: {err.evalue}"[:2000])
     except (DeadKernelError, RuntimeError) as err:
