@@ -268,6 +268,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'keepfit_nb.captions': { 'keepfit_nb.captions.Settings': ('captions.html#settings', 'keepfit_nb/captions.py'),
                                      'keepfit_nb.captions._data_state': ('captions.html#_data_state', 'keepfit_nb/captions.py'),
                                      'keepfit_nb.captions._features': ('captions.html#_features', 'keepfit_nb/captions.py'),
+                                     'keepfit_nb.captions._fresh_processes': ('captions.html#_fresh_processes', 'keepfit_nb/captions.py'),
                                      'keepfit_nb.captions._lower_first': ('captions.html#_lower_first', 'keepfit_nb/captions.py'),
                                      'keepfit_nb.captions._paint': ('captions.html#_paint', 'keepfit_nb/captions.py'),
                                      'keepfit_nb.captions._paint_row': ('captions.html#_paint_row', 'keepfit_nb/captions.py'),

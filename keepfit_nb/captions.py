@@ -8,6 +8,7 @@ __all__ = ['PARTS', 'LABELS', 'render', 'study_of_eye', 'fact_prompts', 'Setting
 
 # %% ../nbs/03d_captions.ipynb #894dda61
 import errno, hashlib, json, os, shutil
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -208,6 +209,14 @@ def _room(jobs: list, settings: Settings, folder: Path) -> None:
 # %% ../nbs/03d_captions.ipynb #85bf09bd
 def _paint_row(job: dict, settings: dict, folder: str) -> dict: return make_row(job, Settings(**settings), Path(folder))
 
+@contextmanager
+def _fresh_processes():
+    "A child forked while other threads run can wait forever for a lock that they held; what `datasets` starts here begins afresh."
+    import multiprocess
+    before = multiprocess.get_start_method(); multiprocess.set_start_method("spawn", force=True)
+    try: yield
+    finally: multiprocess.set_start_method(before, force=True)
+
 def make_sets(
     folder: Path,              # images/ and, where wanted, masks/ go here
     settings: Settings,
@@ -224,8 +233,10 @@ def make_sets(
     quiet = datasets.utils.are_progress_bars_disabled(); datasets.disable_progress_bars()
     if workers > 1: from keepfit_nb.captions import _paint_row as work      # importable by a fresh process, also from a notebook
     else: work = _paint_row
-    try: return table.map(work, fn_kwargs=dict(settings=settings.model_dump(), folder=str(folder)), remove_columns=table.column_names, features=_features(settings),
-                          num_proc=workers if workers > 1 else None, load_from_cache_file=False, new_fingerprint=hashlib.sha256(repr((seed, settings)).encode()).hexdigest()[:16])
+    try:
+        with _fresh_processes():
+            return table.map(work, fn_kwargs=dict(settings=settings.model_dump(), folder=str(folder)), remove_columns=table.column_names, features=_features(settings),
+                             num_proc=workers if workers > 1 else None, load_from_cache_file=False, new_fingerprint=hashlib.sha256(repr((seed, settings)).encode()).hexdigest()[:16])
     finally:
         if not quiet: datasets.enable_progress_bars()
 
