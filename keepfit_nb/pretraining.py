@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['CELLS', 'PATCH_DIM', 'IMAGE_FILES', 'BEGIN_WITH', 'Parts', 'Settings', 'variant_settings', 'KeepFIT', 'joint_targets',
-           'everywhere', 'contrast', 'name_tokens', 'refer', 'losses', 'forward', 'sentences_for', 'as_pixels',
-           'embed_images', 'embed_text', 'classify', 'caption', 'save_pretrained', 'model_card', 'push_to_hub',
-           'find_pretrained', 'from_pretrained', 'start_model', 'train_member', 'train_anywhere', 'main', 'build']
+           'everywhere', 'contrast', 'name_tokens', 'refer', 'first_version', 'losses', 'forward', 'sentences_for',
+           'as_pixels', 'embed_images', 'embed_text', 'classify', 'caption', 'save_pretrained', 'model_card',
+           'push_to_hub', 'find_pretrained', 'from_pretrained', 'start_model', 'train_member', 'train_anywhere', 'main',
+           'build']
 
 # %% ../nbs/13_pretraining.ipynb #5704bef1
 import argparse, functools, json, os, re, shutil, tempfile
@@ -27,6 +28,7 @@ from .contrastive import Temperature, clip_loss, share_targets
 from .decoder import CaptionDecoder, Settings as DecoderSettings, stage_dims, stage_grids
 from .encoders import Projection, Settings as EncoderSettings, build_image_encoder, build_text_encoder
 from .encoders import hub_or_cache
+from .first_version import HeadAttention, drawn_targets, first_version_losses, padded_mean
 from .images import Augment, ImageCache, preprocess
 from fastcore.basics import patch
 from .injection import Injection, Settings as InjectionSettings
@@ -49,7 +51,7 @@ class Parts(Mixture, extra="forbid"):
     joint: bool = False                               # one contrastive table for public and elite together
     injection: InjectionSettings = InjectionSettings()# how the references work; its two switches are those above
     memory: Literal["all"] | int = 0                  # elite pairs the reference remembers; all: every one
-    reference_weight: float = Field(1., ge=0)         # λ; KeepFIT V1: 100, with mse and text
+    reference_weight: float = Field(1., ge=0)         # λ; KeepFIT V1: 100, with mse and text (compat: v1 multiplies by that)
     leave_one_out_weight: float = Field(1., ge=0)     # μ
     reference_start: float = Field(0., ge=0, lt=1)    # part of the training before the reference pulls
     token_weight: float = Field(.1, ge=0)             # of token prediction
@@ -68,6 +70,8 @@ class Settings(Parts, extra="forbid"):
         for part, others in need.items():
             for o in others:
                 if getattr(self, part) and not getattr(self, o): raise ValueError(f"{part}: true needs {o}: true; see the table of chapter 13")
+        newer = [p for p in ("text_pretraining", "appearance", "token_prediction", "decoder", "joint", "memory") if self.compat and getattr(self, p)]
+        if newer: raise ValueError(f"compat: v1 knows no {', no '.join(newer)}: KeepFIT V1 had public and elite images and one reference (`semantic`); turn the others off")
         if not (self.public or self.elite): raise ValueError("public: false and elite: false leave no image to train on")
         return self
 
@@ -124,6 +128,7 @@ def _add_parts(self: KeepFIT, stages: dict[str, Path], n_elite: int) -> None:
     s, P = self.settings, self.encoders.projection
     if s.text_pretraining and not self.about.get("loaded"): load_text_weights(self.text_encoder, _needed(stages, "09_text_pretraining", "text_pretraining"))
     memory = n_elite if s.memory == "all" else s.memory
+    if s.compat: self.reference, self.token_head, self.decoder = HeadAttention(P) if s.semantic else None, None, None; return
     own = InjectionSettings(**s.injection.model_dump() | dict(semantic=s.semantic, appearance=s.appearance, memory=memory)) if s.reference else None
     self.reference = Injection(P, own, PATCH_DIM if s.appearance else 0, CELLS ** 2 if s.appearance else 0) if own else None
     self.token_head = self._token_head(stages) if s.token_prediction else None
@@ -159,7 +164,13 @@ def encode_grids(self: KeepFIT, pixels: Tensor, stages: Sequence[int]) -> tuple[
 @patch
 def encode_text(self: KeepFIT, texts: list[str] | dict[str, Tensor]) -> Tensor:
     "Texts or their tokens → unit vectors (B, P)."
-    return self.text_projection(self.text_encoder(texts))
+    return self.text_projection(self._padded_text(texts) if self.settings.compat else self.text_encoder(texts))
+
+@patch
+def _padded_text(self: KeepFIT, texts: list[str] | dict[str, Tensor]) -> Tensor:
+    "KeepFIT V1's text vector (chapter 12.3): it changes with the length of the longest text beside it."
+    tokens = texts if isinstance(texts, dict) else self.text_encoder.tokenize(texts)
+    return padded_mean(self.text_encoder.model(**{k: x.to(self.device) for k, x in tokens.items()}, output_hidden_states=True).hidden_states)
 
 # %% ../nbs/13_pretraining.ipynb #60765af0
 def joint_targets(
@@ -209,6 +220,17 @@ def refer(self, v: Tensor, w: Tensor, patches: Tensor | None, batch: dict) -> di
 
 KeepFIT.name_tokens, KeepFIT.refer = name_tokens, refer
 
+# %% ../nbs/13_pretraining.ipynb #3809fbbc
+def first_version(self, v: Tensor, w: Tensor, batch: dict) -> dict[str, Tensor]:
+    "The losses of KeepFIT V1 (chapter 12.3) for this process's own batch, as V1 did [v1]."
+    s, n, scale, drawn = self.settings, batch["n_public"], self.temperature(), batch["drawn"]
+    if s.semantic: return first_version_losses(v[:n], w[:n], drawn, v[n:], w[n:], self.reference, scale, 100 * s.reference_weight) | dict(scale=self.scale)
+    terms = dict(public=clip_loss(v[:n], w[:n], drawn_targets(drawn, v.device), scale)) if s.public else {}
+    if s.elite: terms["elite"] = clip_loss(v[n:], w[n:], None, scale)
+    return dict(loss=sum(terms.values()), **terms, scale=self.scale)
+
+KeepFIT.first_version = first_version
+
 # %% ../nbs/13_pretraining.ipynb #0ce3cbd9
 def losses(self, batch: dict) -> dict[str, Tensor]:
     "All loss terms of a batch and their weighted sum, `loss`: scalars."
@@ -218,6 +240,7 @@ def losses(self, batch: dict) -> dict[str, Tensor]:
     wanted = sorted({*(s.caption.stages if s.decoder else ()), *([s.token_stage] if s.token_prediction else ())})
     v, grids = self.encode_grids(pixels, wanted)
     w, patches, begun = self.encode_text(batch["tokens"])[batch["text"]], None, lambda start: float(batch["step"] >= start * batch["total"])
+    if s.compat: return self.first_version(v, w, batch)
     terms = self.contrast(v, w, batch)
     total = sum(terms.values())
     if s.token_prediction:

@@ -1,5 +1,5 @@
 "KeepFIT: batches, losses, saving and loading, asking, the stage; killed and resumed."
-import json, os, signal, subprocess, sys, time
+import json, os, shutil, signal, subprocess, sys, time
 from pathlib import Path
 
 import numpy as np, pytest, torch
@@ -116,6 +116,55 @@ def test_sentences():
 @pytest.mark.parametrize("switch, word", [(dict(sematic=True), "did you mean 'semantic'"), (dict(elite=False), "needs elite"), (dict(balance=2), "balance")])
 def test_wrong_switches(switch, word):
     with pytest.raises(ValueError, match=word): variant_settings(settings(), switch, "mine")
+
+
+# ---- KeepFIT V1
+
+TWO = TOY.model_copy(update=dict(text_layers=2))      # V1 averages layers 1, 2 and the last
+
+
+@pytest.fixture(scope="module")
+def v1_place(place, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("v1") / "tokenizer"; shutil.copytree(place / "tokenizer", folder)
+    text_config(TWO, len(make_model_tokenizer(folder))).save_pretrained(folder)
+    return folder
+
+
+def make_model_tokenizer(folder):
+    from transformers import AutoTokenizer
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def test_v1_losses_are_those_of_chapter_12_3(v1_place, cache):
+    from keepfit_nb.first_version import first_version_losses
+    s = settings(compat="v1", augment=False); net = start_model(TWO, cache, v1_place, s, seed=3).eval()
+    batch = Batches(cache, net.text_encoder.tokenize, s, 0)(1); n = batch["n_public"]
+    with torch.no_grad():
+        found = net.losses(batch); v = net.encode(batch["pixels"])[0]
+        hidden = net.text_encoder.model(**batch["tokens"], output_hidden_states=True).hidden_states
+        vectors = torch.stack([torch.stack([h[i].mean(0) for h in (hidden[1], hidden[2], hidden[-1])]).mean(0) for i in range(len(hidden[0]))])      # padding counts
+        w = net.text_projection(vectors)[batch["text"]]
+        want = first_version_losses(v[:n], w[:n], batch["drawn"], v[n:], w[n:], net.reference, net.scale, 100.)
+    for k in ("public", "elite", "reference", "loss"): assert torch.allclose(found[k], want[k], atol=1e-5), k
+    texts = list(np.array(batch["drawn"]))
+    assert len(texts) == n and set(texts) <= {c for names in CLASSES.values() for c in names}
+
+
+def test_v1_text_vectors_depend_on_their_neighbours_and_ours_do_not(v1_place, place, cache, model):
+    net = start_model(TWO, cache, v1_place, settings(compat="v1"), seed=3)
+    gap = lambda m: np.abs(m.embed_text(["normal"])[0] - m.embed_text(["normal", "the image shows a normal retina, glaucoma, a macular hole."])[0]).max()
+    assert gap(net) > 1e-3 and gap(model) < 1e-5
+
+
+@pytest.mark.parametrize("switches", [dict(semantic=False), dict(semantic=False, elite=False), {}])
+def test_v1_trains_and_comes_back(switches, v1_place, cache, tmp_path):
+    net = train_member(tmp_path / "m", TWO, cache, v1_place, settings(compat="v1", **switches), 0, "cpu", {}, verbose=False)
+    again = KeepFIT.from_pretrained(tmp_path / "m"); assert again.settings.compat == "v1"
+    assert np.allclose(again.embed_text(["normal", "glaucoma"]), net.embed_text(["normal", "glaucoma"]), atol=1e-6)
+
+
+def test_v1_knows_no_newer_part():
+    with pytest.raises(ValueError, match="compat: v1 knows no decoder, no memory"): settings(compat="v1", decoder=True, memory=5)
 
 
 # ---- the model
