@@ -1203,7 +1203,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'keepfit_nb.pretraining.embed_images': ( 'pretraining.html#embed_images',
                                                                                  'keepfit_nb/pretraining.py'),
                                         'keepfit_nb.pretraining.embed_text': ('pretraining.html#embed_text', 'keepfit_nb/pretraining.py'),
-                                        'keepfit_nb.pretraining.everywhere': ('pretraining.html#everywhere', 'keepfit_nb/pretraining.py'),
                                         'keepfit_nb.pretraining.find_pretrained': ( 'pretraining.html#find_pretrained',
                                                                                     'keepfit_nb/pretraining.py'),
                                         'keepfit_nb.pretraining.first_version': ( 'pretraining.html#first_version',

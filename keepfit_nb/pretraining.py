@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['CELLS', 'PATCH_DIM', 'IMAGE_FILES', 'BEGIN_WITH', 'Parts', 'Settings', 'variant_settings', 'KeepFIT', 'joint_targets',
-           'everywhere', 'contrast', 'name_tokens', 'refer', 'first_version', 'losses', 'forward', 'sentences_for',
-           'as_pixels', 'embed_images', 'embed_text', 'classify', 'caption', 'save_pretrained', 'model_card',
-           'push_to_hub', 'find_pretrained', 'from_pretrained', 'start_model', 'train_member', 'train_anywhere', 'main',
-           'build']
+           'contrast', 'name_tokens', 'refer', 'first_version', 'losses', 'forward', 'sentences_for', 'as_pixels',
+           'embed_images', 'embed_text', 'classify', 'caption', 'save_pretrained', 'model_card', 'push_to_hub',
+           'find_pretrained', 'from_pretrained', 'start_model', 'train_member', 'train_anywhere', 'main', 'build']
 
 # %% ../nbs/13_pretraining.ipynb #5704bef1
 import argparse, functools, json, os, re, shutil, tempfile
@@ -33,6 +32,7 @@ from .images import Augment, ImageCache, preprocess
 from fastcore.basics import patch
 from .injection import Injection, Settings as InjectionSettings
 from .knowledge import canonical, load_knowledge, prompts
+from .processes import gather, gather_labels
 from .profiles import DISCLAIMER, MODALITIES, check_section, expand, merged, nearest, read_json, seed_everything, stage, write_json
 from .text_pretraining import load_text_weights
 from .tokenizer import load_tokenizer
@@ -185,18 +185,13 @@ def joint_targets(
     return weights / weights.sum(1, keepdim=True)
 
 # %% ../nbs/13_pretraining.ipynb #98c5fbb8
-def everywhere(x: Tensor) -> Tensor:
-    "(B, …) → (processes · B, …): this tensor of all processes, with gradients; itself when there is one process."
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()) or torch.distributed.get_world_size() == 1: return x
-    from torch.distributed.nn.functional import all_gather
-    return torch.cat(all_gather(x.contiguous()))
-
 def contrast(self, v: Tensor, w: Tensor, batch: dict) -> dict[str, Tensor]:
     "The contrastive terms over the batches of all processes: public and elite apart, or one joint table."
-    s, n, scale, labels, all_ = self.settings, batch["n_public"], self.temperature(), batch["categories"], everywhere
-    if s.joint and s.elite and s.public: return dict(joint=clip_loss(all_(v), all_(w), joint_targets(all_(labels), all_(batch["elite"].float()) > 0), scale))
-    terms = dict(public=clip_loss(all_(v[:n]), all_(w[:n]), share_targets(all_(labels[:n])), scale)) if s.public else {}
-    return terms | (dict(elite=clip_loss(all_(v[n:]), all_(w[n:]), None, scale)) if s.elite else {})
+    s, n, scale, labels = self.settings, batch["n_public"], self.temperature(), batch["categories"]
+    if s.joint and s.elite and s.public:
+        return dict(joint=clip_loss(gather(v), gather(w), joint_targets(gather_labels(labels), gather_labels(batch["elite"].float()) > 0), scale))
+    terms = dict(public=clip_loss(gather(v[:n]), gather(w[:n]), share_targets(gather_labels(labels[:n])), scale)) if s.public else {}
+    return terms | (dict(elite=clip_loss(gather(v[n:]), gather(w[n:]), None, scale)) if s.elite else {})
 
 KeepFIT.contrast = contrast
 
@@ -215,7 +210,7 @@ def refer(self, v: Tensor, w: Tensor, patches: Tensor | None, batch: dict) -> di
     "The injection of chapter 12, from this batch's elite pairs (and memory) to its public images."
     n, m = batch["n_public"], batch["modality"]
     side = lambda part: dict(image=v[part], text=w[part], modality=m[part], index=batch["index"][part], **({} if patches is None else dict(patches=patches[part])))
-    elite = {k: everywhere(x.detach()) for k, x in side(slice(n, None)).items()}            # so that all processes remember the same pairs
+    elite = {k: gather_labels(x.detach()) for k, x in side(slice(n, None)).items()}            # so that all processes remember the same pairs
     return self.reference(side(slice(0, n)), elite, batch.get("kin"), self.scale)
 
 KeepFIT.name_tokens, KeepFIT.refer = name_tokens, refer
