@@ -66,7 +66,8 @@ def save_memory(model: nn.Module, on: bool) -> nn.Module:
     if not on: return model
     try:
         if hasattr(model, "set_grad_checkpointing"): model.set_grad_checkpointing(True)
-        else: model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(use_reentrant=False))
+        elif hasattr(model, "activation_checkpointing_enable"): model.activation_checkpointing_enable(activation_checkpointing_kwargs=dict(use_reentrant=False))
+        else: model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(use_reentrant=False))      # transformers 4
     except (AssertionError, ValueError) as err:
         raise ValueError(f"{type(model).__name__} cannot recompute its activations ({err}); set encoders.checkpointing to false") from err
     return model
