@@ -14,11 +14,12 @@ from pathlib import Path
 
 import numpy as np, torch
 
+from keepfit_nb.batches import Batches, words_of
 from keepfit_nb.contrastive import clip_loss, share_targets
 from keepfit_nb.encoders import Settings as Encoders, text_config, train_tokenizer, vocabulary_texts
 from keepfit_nb.images import ImageCache, prefetch
 from keepfit_nb.knowledge import corpus, load_knowledge
-from keepfit_nb.pretraining import Batches, KeepFIT, Settings, words_of
+from keepfit_nb.pretraining import KeepFIT, Settings
 from keepfit_nb.profiles import write_json
 from keepfit_nb.training import fit, parameter_groups
 

@@ -166,3 +166,14 @@ def test_wheel_works_elsewhere(tmp_path):
                           cwd=away, env=env, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (away / "runs" / "smoke" / "13_pretraining" / "default.json").exists()
+
+
+def test_benchmarks_fit_the_package(root, monkeypatch):
+    "Each can be imported, and each part of the study that is measured by a file finds its `measure`."
+    import importlib
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    modules = {f.stem: importlib.import_module(f.stem) for f in sorted((root / "benchmarks").glob("*.py"))}
+    study = modules["study"]
+    for name in ("records_million", "captions", "phantom_speed", "atlas", "realism", "loading", "step_speed", "mlm", "tokenizer", "captioning", "ablation"):
+        assert callable(modules[name].measure), name
+    assert all(study.code_of(part) for part in study.MODULES) and set(study.MODULES) <= set(study.PARTS)
