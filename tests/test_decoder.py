@@ -191,7 +191,7 @@ def test_detokenise(text, expected): assert detokenise(text) == expected
 def test_nothing_is_lost_between_caption_and_tokens():
     from keepfit_nb.reading import many_eyes, pictures, read
     from keepfit_nb.speech import caption
-    texts = [caption(e, m, i % 5, "en", p) for i, e in enumerate(many_eyes(300, 11)) for m, p in pictures(e)]
+    texts = [caption(e, m, i % 5, "en", p) for i, e in enumerate(many_eyes(80, 11)) for m, p in pictures(e)]
     words = train_tokenizer(texts, 2000, 128)
     for text in texts:
         back = detokenise(words.decode(words(text)["input_ids"], skip_special_tokens=True, clean_up_tokenization_spaces=False))
@@ -220,9 +220,11 @@ def test_true_captions_score_full_marks():
     assert score_captions(texts, rows)["present_f1"] > .99
 
 
+@pytest.mark.slow
 def test_needs_no_heavy_imports():
+    "Nor does chapter 13, which imports all of the training path."
     code = ("import sys\nclass No:\n  def find_spec(self, name, path=None, target=None):\n    if name.split('.')[0] in ('cv2', 'pyarrow', 'datasets'): raise ImportError(name)\n"
-            "sys.meta_path.insert(0, No())\nimport torch\nfrom keepfit_nb.decoder import *\nfrom keepfit_nb.encoders import train_tokenizer\n"
+            "sys.meta_path.insert(0, No())\nimport torch, keepfit_nb.pretraining\nfrom keepfit_nb.decoder import *\nfrom keepfit_nb.encoders import train_tokenizer\n"
             "d = CaptionDecoder(train_tokenizer(['drusen above the fovea'] * 3, 90, 16), 4, Settings(width=16, layers=1, heads=2, max_tokens=16, stages=[-1]))\n"
             "d.loss(torch.randn(1, 2, 2, 4), d.tokenize(['drusen'])).backward(); print(len(d.generate(torch.randn(2, 2, 2, 4))))")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

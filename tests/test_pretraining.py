@@ -356,7 +356,7 @@ def test_all_labels_equal(tmp_path, place):
 
 
 def test_nan_pixels_are_refused(model):
-    with pytest.raises(ValueError): model(np.full((8, 8, 3), np.nan), ["normal", "glaucoma"])
+    with pytest.raises(ValueError, match="NaN|finite"): model(np.full((8, 8, 3), np.nan), ["normal", "glaucoma"])
 
 
 def test_a_checkpoint_cut_in_half(model, tmp_path):
