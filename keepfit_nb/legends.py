@@ -210,7 +210,7 @@ _SIDE = "|".join(f"(?P<{k.replace(' ', '_')}>{v})" for k, v in _SIDES.items())
 _PLACES = re.compile(rf"""(?:^|(?<=[.;:,，。；：)）])|(?<=[.;:,，。；：)）]\s))(?:and\s+)?[(（]?\s*(?:the\s+)?(?:{_SIDE})(?![a-z])
     (?:\s*(?:-hand)?\s*(?:panels?|images?|pictures?|photographs?|row|column|side)|[图圖侧边排列])?\s*
     (?P<end>[)）]\s*[:：,，]?|[:：,，]|(?:(?<=[图圖排列])|(?=\s|[\u3400-\u9fff]))
-        (?!\s*(?:eyes?|disc|temporal|nasal|half|retina|fundus\ of|眼|侧|方|下方|上方)))""", re.I | re.X)
+        (?!\s*(?:eyes?|disc|temporal|nasal|half|retina|fundus\ of|眼|侧|方|下方|上方|[心央等度期层部皮述半段])))""", re.I | re.X)
 _SETS = [{"upper left", "upper right", "lower left", "lower right"}, {"left", "middle", "right"}, {"top", "middle", "bottom"}, {"left", "right"}, {"top", "bottom"}]
 
 # %% ../nbs/04.4_legends.ipynb #54eebdf6
@@ -220,11 +220,11 @@ def _side_parts(text: str) -> list[tuple[int, int, tuple[str, ...]]]:
     for m in _PLACES.finditer(text):
         key = next(k for k in _SIDES if m[k.replace(" ", "_")])
         found.setdefault(key, []).append((m.start(), m.end(), (key,), bool(m["end"].strip())))
-    for want in _SETS:
-        if not want <= found.keys(): continue
-        firm = all(any(f[3] for f in found[k]) for k in want)         # every mark with a colon or bracket: those count
-        marks = sorted(next(f for f in found[k] if f[3] or not firm)[:3] for k in want)
-        if firm or marks[0][0] == 0 or text[:1].isupper() and len(marks) == len(want): return marks
+    whole = [want for want in _SETS if want <= found.keys()]
+    firm = [want for want in whole if all(any(f[3] for f in found[k]) for k in want)]         # every mark with a colon or bracket: those count
+    for want in firm + whole:
+        marks = sorted(next(f for f in found[k] if f[3] or want not in firm)[:3] for k in want)
+        if want in firm or marks[0][0] == 0 or text[:1].isupper() and len(marks) == len(want): return marks
     return []
 
 # %% ../nbs/04.4_legends.ipynb #1bde1be1
