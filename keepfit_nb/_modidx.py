@@ -218,6 +218,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'keepfit_nb.binding._bond': ('04.5_binding.html#_bond', 'keepfit_nb/binding.py'),
                                     'keepfit_nb.binding._by_order': ('04.5_binding.html#_by_order', 'keepfit_nb/binding.py'),
                                     'keepfit_nb.binding._continues': ('04.5_binding.html#_continues', 'keepfit_nb/binding.py'),
+                                    'keepfit_nb.binding._gap': ('04.5_binding.html#_gap', 'keepfit_nb/binding.py'),
                                     'keepfit_nb.binding._inversions': ('04.5_binding.html#_inversions', 'keepfit_nb/binding.py'),
                                     'keepfit_nb.binding._legend': ('04.5_binding.html#_legend', 'keepfit_nb/binding.py'),
                                     'keepfit_nb.binding._one_each': ('04.5_binding.html#_one_each', 'keepfit_nb/binding.py'),

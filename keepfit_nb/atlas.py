@@ -225,7 +225,7 @@ def read_atlas(
     work = folder / f"work_{os.getpid()}"; work.mkdir(parents=True, exist_ok=True); (folder / "images").mkdir(exist_ok=True)
     try:
         plates, texts, refused, facts = _scan_book(pdf, work, settings)
-        words = words_of(l.text for t in texts.values() for l in t.lines)
+        words = words_of((l.text for t in texts.values() for l in t.lines), lines=True)
         legends = {n: find_legends(t, words)[0] for n, t in texts.items()}
         bound = bind_book(plates, legends)
         rows, refused = _pairs_of(bound, pdf, folder, settings, refused)

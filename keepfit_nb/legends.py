@@ -63,8 +63,9 @@ def known_words() -> frozenset[str]:
     table = [" ".join((c.name, c.phrase, c.lesions, *c.synonyms, *c.definitions)) for c in load_knowledge().values()]
     return words_of([*table, *corpus()])
 
-def words_of(texts: Iterable[str]) -> frozenset[str]:
-    "Words of some texts, lower case; a compound counts whole and in its parts."
+def words_of(texts: Iterable[str], lines: bool = False) -> frozenset[str]:
+    "Words of some texts, lower case; a compound counts whole and in its parts. Of `lines` of print the first word and a torn last one may be halves: left out."
+    if lines: texts = (re.sub(r"^\S+|\S+[-‐\u00ad]$", "", t.strip()) for t in texts)
     found = {w.lower() for t in texts for w in re.findall(r"[A-Za-z]+(?:-[A-Za-z]+)*", t)}
     return frozenset(found | {p for w in found for p in w.split("-")})
 
@@ -99,7 +100,7 @@ def join_lines(
     return out
 
 # %% ../nbs/04.4_legends.ipynb #932146f4
-_REF = r"(?:figs?\.?|figures?|plates?|[图圖])\s*\d+(?:\s?[-–.]\s?\d+)*\s*[A-Ha-h]?(?:\s?(?:[-–,，、]|and|和|及)\s?(?:[A-Ha-h]\b|\d+(?:[-–.]\d+)*))*"
+_REF = r"(?:figs?\.?|figures?|plates?|[附彩插]?[图圖])\s*\d+(?:\s?[-–—.]\s?\d+)*\s*[A-Ha-h]?(?:\s?(?:[-–,，、]|and|和|及)\s?(?:[A-Ha-h]\b|\d+(?:[-–—.]\d+)*))*"
 _NOTES = [re.compile(p, re.I) for p in (
     rf"\s*[(\[（]\s*(?:(?:see|cf\.?|compare|as in|also|参?见|参照|同)\s*(?:also\s*)?)?{_REF}\s*[)\]）]",       # (see Fig. 2)
     rf"\s*[;,，；]?\s*(?:see|cf\.?|compare with|参?见|参照)\s*(?:also\s*)?{_REF}(?=\s*(?:[.;,，。；)）]|$))",       # ; see Fig. 2

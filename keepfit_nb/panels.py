@@ -84,6 +84,7 @@ class _Canvas:
             a, b = (int(lit[0]), n - 1 - int(lit[-1])) if len(lit) else (0, 0)
             return (0, n - b + a) if a < .08 * n and b > .25 * n else (a - b, n) if b < .08 * n and a > .25 * n else (0, n)
         (l, r), (t, b) = ends(black.mean(0)), ends(black.mean(1))
+        if r - l > 1.3 * (b - t): t, b = 0, y1 - y0                                              # a section of the retina is dark above and below by nature
         return x0 + l, y0 + t, x0 + r, y0 + b
     def full(self, box) -> bool: return self.share(0, box) > .12                             # a picture, not only black or paper
     def void(self, box) -> bool: return max(self.share(1, box), self.share(2, box)) > .99   # what fills up a compound figure
