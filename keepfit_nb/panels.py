@@ -207,7 +207,8 @@ def _letter_shapes() -> tuple[np.ndarray, str]:
 def _candidates(corner: np.ndarray, side: int) -> Iterator[np.ndarray]:
     "Silhouettes of what could be a letter in a corner: compact, of one tone, not cut by the border of the panel's middle."
     grey = cv2.cvtColor(corner, cv2.COLOR_RGB2GRAY)
-    for mask in (grey > 200, grey < 50):
+    dark, usual, bright = np.percentile(grey, (.5, 50, 99.5))
+    for mask in (grey > 200, grey < 50, grey > (usual + bright) / 2, grey < (usual + dark) / 2):        # a scan blurs a letter: cut halfway to its tone
         n, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
         for i in range(1, n):
             x, y, w, h, area = stats[i]
@@ -219,7 +220,7 @@ def _candidates(corner: np.ndarray, side: int) -> Iterator[np.ndarray]:
 # %% ../nbs/04.2_panels.ipynb #ea323a2d
 def read_mark(
     panel: np.ndarray,        # uint8 RGB
-    sure: float = .86,        # likeness from which a shape counts as a letter
+    sure: float = .9,         # likeness from which a shape counts as a letter
 ) -> str:                     # upper case, or ''
     "The letter printed in a corner of a panel, by its silhouette."
     side = min(panel.shape[:2]); k = min(1., 400 / max(side, 1))
