@@ -61,13 +61,18 @@ def _continues(block: Block, legend: list[Block]) -> bool:
 # %% ../nbs/04.5_binding.ipynb #b111a8d0
 _WORN = re.compile(r"\W{0,2}(?:[\u3400-\u9fff]{0,2}|[FPE][A-Za-z. ]{1,7})\s?(?P<number>\d{1,3}\s?[-–.·]\s?\d{1,3})(?!\d|[-.]\d|%)(?=\W|[A-H\u3400-\u9fff])")
 
+_DIM = re.compile(r"(?P<word>\W{0,2}(?:[附彩插]?\s?[图圖]\s?版?|fig(?:ure)?\b\.?|plate\b|pl\.)\s*)(?P<number>(?=\S*\d)[\dSsOoIl|!$§BZz]{1,3}(?:\s?[-–.·]\s?[\dSsOoIl|!$§BZz]{1,3})?)(?![A-Za-z\d])", re.I)
+_DIGITS = str.maketrans("SsOoIl|!$§BZz", "5500111155822"[:13])
+
 def _relabelled(page: Page) -> list[Line]:
     "Lines of a page. Beside a picture of a scan, a line that begins with the number of a figure gets back the word before it."
     def near(a: Box) -> bool:
         gaps = [(max(a[0] - b[2], b[0] - a[2]), max(a[1] - b[3], b[1] - a[3])) for b in (p.box for p in page.pictures)]
         return any(dx < 0 and dy < 24 or dy < 0 and dx < 24 for dx, dy in gaps)
     def mended(l: Line) -> Line:
-        text = plain(l.text); m = _WORN.match(text)
+        text = plain(l.text); dim = _DIM.match(text)
+        if dim and not dim["number"][-1:].isalpha(): text = dim["word"] + dim["number"].translate(_DIGITS) + text[dim.end():]; l = replace(l, text=text)
+        m = _WORN.match(text)
         if not m or find_label(text) or not near(l.box): return l
         return replace(l, text=f"{'图' if CJK.search(text) else 'Figure '}{text[m.start('number'):]}")
     return [mended(l) for l in page.lines] if page.scanned else page.lines
@@ -108,10 +113,12 @@ def _one_each(legends: list[Legend]) -> list[Legend]:
     "English and Chinese of one figure, printed apart, as one; 'Legend to Plate 4, previous page' as a note on the legend below it."
     out: list[Legend] = []
     for l in legends:
+        near = lambda o: 0 <= max(l.box[1] - o.box[3], o.box[1] - l.box[3]) < 15 and len(l.number) == len(o.number) and sum(map(str.__ne__, l.number, o.number)) == 1
         same = [i for i, o in enumerate(out) if (o.number, o.kind) == (l.number, l.kind) and not (o.text and l.text) and not (o.text_zh and l.text_zh)]
         note = [i for i, o in enumerate(out) if o.elsewhere and not o.text + o.text_zh and 0 < l.box[1] - o.box[3] < 12 and not l.elsewhere]
-        if not same + note: out.append(l); continue
-        o = out[(same + note)[0]]
+        worn = [i for i, o in enumerate(out) if near(o) and (o.text and not o.text_zh and l.text_zh and not l.text or o.text_zh and not o.text and l.text and not l.text_zh)]
+        if not same + note + worn: out.append(l); continue
+        o = out[(same + note + worn)[0]]
         out[out.index(o)] = replace(o, text=o.text or l.text, text_zh=o.text_zh or l.text_zh, box=union((o.box, l.box)),
                                     elsewhere=o.elsewhere or l.elsewhere, number=l.number, kind=l.kind, aka=o.number)
     return out
