@@ -237,16 +237,17 @@ def bind_book(
     bound = [(g, l) for n in plates for g, l, _ in bind_page(plates[n], near(n), habit(n))]
     bare = {id(l): i for i, (g, l) in enumerate(bound) if not l.text and not l.text_zh}      # "Plate 4" and no more: its words stand elsewhere
     used, taken = {id(l) for _, l in bound}, {id(p) for g, _ in bound for p in g}
-    for n in sorted(legends):
-        left = [l for l in legends[n] if id(l) not in used and (l.text or l.text_zh)]
-        for l in list(left):
-            home = [i for i in bare.values() if bound[i][1].number in (l.number, l.aka) and abs(bound[i][1].page - n) <= 2]
-            if home: bound[home[0]] = bound[home[0]][0], l; used.add(id(l)); left.remove(l)
+    left_on = lambda n: [l for l in legends[n] if id(l) not in used and (l.text or l.text_zh)]
+    for l in (l for n in sorted(legends) for l in left_on(n)):
+        home = [i for i in bare.values() if bound[i][1].number in (l.number, l.aka) and abs(bound[i][1].page - l.page) <= 2]
+        if home: bound[home[0]] = bound[home[0]][0], l; used.add(id(l))
+    told = [n for n in sorted(legends) if any(l.elsewhere for l in left_on(n))]              # who says where its picture is comes first
+    for n in told + [n for n in sorted(legends) if n not in told]:
         for step in (-1, 1):
-            want = [l for l in left if l.elsewhere in (("previous", "") if step < 0 else ("next", "")) and id(l) not in used]
+            want = [l for l in left_on(n) if l.elsewhere in (("previous", "") if step < 0 else ("next", ""))]
             free = [p for p in plates.get(n + step, []) if id(p) not in taken]
             named = {b.number for b in legends.get(n + step, []) if not b.text + b.text_zh and id(b) not in used}        # "Plate 1", alone on that page
-            want = [l for l in want if {l.number, l.aka} & named] or want
+            want = [l for l in want if {l.number, l.aka} & named] or (want if n in told or not named else [])
             if not want or not free: continue
             for g, l in _by_order(free, want): bound.append((g, l)); used.add(id(l)); taken |= {id(p) for p in g}
     return bound

@@ -201,15 +201,18 @@ def _again(grey: np.ndarray, box: tuple, lang: str, up: float, em: float) -> lis
 
 # %% ../nbs/04.3_scans.ipynb #ea6bfac2
 def _rejoined(lines: list[Line]) -> list[Line]:
-    "Lines torn between a Chinese stop and a bracket, joined again; from top to bottom."
+    "Lines torn between a Chinese stop and a bracket, or where a narrow column was spread wide, joined again; from top to bottom."
+    def spanned(a, b, tall, side):                # does a line close above (-1) or below (1) run across the gap?
+        return any(o.box[0] < a.box[2] - tall / 2 and o.box[2] > b.box[0] + tall / 2 and .5 * tall < side * (o.base - b.base) < 2.2 * tall for o in lines)
     def torn(a, b):
-        tall = max(a.box[3] - a.box[1], b.box[3] - b.box[1]); lap = min(a.box[3], b.box[3]) - max(a.box[1], b.box[1])
+        tall = max(a.box[3] - a.box[1], b.box[3] - b.box[1]); lap = min(a.box[3], b.box[3]) - max(a.box[1], b.box[1]); gap = b.box[0] - a.box[2]
+        if lap <= .5 * tall or not 0 < gap < 3 * tall: return False
         ends = re.search(r"[。；;，,.：:]$", a.text) and re.match(r"[(（]", b.text) and (CJK.search(a.text) or CJK.search(b.text))
-        return ends and lap > .5 * tall and 0 < b.box[0] - a.box[2] < 2 * tall
+        return ends and gap < 2 * tall or spanned(a, b, tall, -1) and spanned(a, b, tall, 1)
     out: list[Line] = []
     for l in sorted(lines, key=lambda l: l.box[0]):
         if left := [o for o in out if torn(o, l)]:
-            o = left[0]; out.remove(o); l = replace(o, text=o.text + l.text, box=union((o.box, l.box)), base=max(o.base, l.base), sure=min(o.sure, l.sure))
+            o = left[0]; out.remove(o); l = replace(o, text=f"{o.text} {l.text}", box=union((o.box, l.box)), base=max(o.base, l.base), sure=min(o.sure, l.sure))
             l = replace(l, size=max(o.size, .8 * (l.box[3] - l.box[1])))
         out.append(l)
     return sorted(out, key=lambda l: (l.box[1], l.box[0]))
