@@ -184,7 +184,7 @@ def _bond(box: Box, legend: Legend, obstacles: list[Box], usual: Habits = ()) ->
     skew = min(abs(l[0] - box[0]), abs(l[0] + l[2] - box[0] - box[2]) / 2) if where != "beside" else \
         min(abs(l[1] - box[1]), abs(l[3] - box[3]), abs(l[1] + l[3] - box[1] - box[3]) / 2)
     blocked = any(_between(box, l, o) for o in obstacles)
-    habit = 40 * len(gaps) / max(1, len(usual)) - (min(30., 2 * abs(gap - statistics.median(gaps))) if len(gaps) > 1 else 0.)
+    habit = 24 * len(gaps) / max(1, len(usual)) - (min(30., 2 * abs(gap - statistics.median(gaps))) if len(gaps) > 1 else 0.)
     return gap + .15 * min(skew, 200) + 150 * blocked + (8 if where == "beside" else 4 if where == "above" else 0) - habit, where
 
 def _order(number: str) -> tuple: return tuple(int(n) for n in re.findall(r"\d+", number))

@@ -171,13 +171,13 @@ def _mixed(words: list[dict], latin: list[dict]) -> list[dict]:
 _SMUDGE = re.compile(r"(?<=[\w.,)])[°®©™*”“\"»«§¢]+(?=[\s.,;:)]|$)")       # what tesseract makes of raised digits
 _ODD_C = re.compile(r"(?<=[;；.。，,]) ?[<＜〈《¢] ?(?=[:：])")                      # and of a c before a colon, in Chinese
 _TORN = re.compile(r"\bO ?[DS]\b|\bF ?F ?A\b|\bO ?C ?T\b|(?<=[(（])([A-H])\1(?=[)）])")
-_WIDE_DIGITS = re.compile(r"(?<=\d) ?([.．-]) ?(?=\d)|(?<=\d) (?=\d)")           # 4 . 1 2: digits as wide as Chinese signs
+_WIDE_DIGITS = re.compile(r"(?<=\d) ?([.．—一-]) ?(?=\d)|(?<=\d) (?=\d)")           # 4 . 1 2: digits as wide as Chinese signs; 3一7: a dash
 
 def _mend(text: str) -> str:
     "Undo what tesseract does to print again and again: smudges, F F A for FFA, (CC) for (C); in Chinese also blanks, 4 . 1 2 for 4.12, 〈 for （."
     text = _TORN.sub(lambda m: m[1] or m[0].replace(" ", ""), _ODD_C.sub(" c", _SMUDGE.sub("", text)))
     if not CJK.search(text): return text
-    text = re.sub(r"(?<=[\u3400-\u9fff]) (?=[\u3400-\u9fff])", "", _WIDE_DIGITS.sub(lambda m: m[1] or "", text))
+    text = re.sub(r"(?<=[\u3400-\u9fff]) (?=[\u3400-\u9fff])", "", _WIDE_DIGITS.sub(lambda m: (m[1] or "").replace("一", "-"), text))
     return text if re.search("[〉》]", text) else re.sub("[〈《]", "（", text)
 
 # %% ../nbs/04.3_scans.ipynb #1ef7ab19

@@ -1,7 +1,7 @@
 """Labels, cleaning and parts, with what a hostile page may hold."""
 import pytest
 from hypothesis import given, settings, strategies as st
-from keepfit_nb.legends import clean_text, expand_keys, find_label, join_lines, mend_hyphen, split_languages, split_parts
+from keepfit_nb.legends import clean_text, expand_keys, find_label, join_lines, mend_hyphen, split_languages, split_parts, words_of
 
 
 @pytest.mark.parametrize("text, number, away", [("Figure 3-12. Drusen", "3-12", ""), ("FIG. 7 Drusen", "7", ""), ("Fig.4.1 x", "4.1", ""), ("Plate XII: x", "XII", ""), ("图 3－12　出血", "3-12", ""),
@@ -60,3 +60,14 @@ def test_full_width_words_break_anywhere():
 
 def test_an_article_behind_a_small_mark_is_no_list():
     assert split_parts("a, a colour photograph; b, a late phase")[1] == [(("A",), "a colour photograph"), (("B",), "a late phase")]
+
+def test_a_centre_is_no_place():
+    shared, parts = split_parts("（左）左眼正常。（右）右眼内层连续。中心凹大致如常。上皮完整，下半部清楚。")
+    assert [k for k, _ in parts] == [("left",), ("right",)] and parts[1][1].endswith("下半部清楚。")
+
+def test_references_with_any_dash_and_prefix():
+    assert clean_text("未见渗漏（见图3—2）。玻璃膜疣（见附图4.6）。") == "未见渗漏。玻璃膜疣。" and clean_text("Drusen (see Fig. 1–5).") == "Drusen."
+
+def test_halves_of_broken_words_are_no_words():
+    found = words_of(["layers that lost their bounda-", "ries again; left-sided sco-"], lines=True)
+    assert not found & {"bounda", "ries", "sco"} and {"their", "left-sided", "again"} <= found
