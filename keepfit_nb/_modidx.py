@@ -1474,6 +1474,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'keepfit_nb.scans._alone': ('04.3_scans.html#_alone', 'keepfit_nb/scans.py'),
                                   'keepfit_nb.scans._apart': ('04.3_scans.html#_apart', 'keepfit_nb/scans.py'),
                                   'keepfit_nb.scans._first_lost': ('04.3_scans.html#_first_lost', 'keepfit_nb/scans.py'),
+                                  'keepfit_nb.scans._languages': ('04.3_scans.html#_languages', 'keepfit_nb/scans.py'),
                                   'keepfit_nb.scans._mend': ('04.3_scans.html#_mend', 'keepfit_nb/scans.py'),
                                   'keepfit_nb.scans._merged': ('04.3_scans.html#_merged', 'keepfit_nb/scans.py'),
                                   'keepfit_nb.scans._mixed': ('04.3_scans.html#_mixed', 'keepfit_nb/scans.py'),

@@ -218,6 +218,18 @@ def _rejoined(lines: list[Line]) -> list[Line]:
     return sorted(out, key=lambda l: (l.box[1], l.box[0]))
 
 # %% ../nbs/04.3_scans.ipynb #edcccc88
+def _languages(boxes: list[tuple], readings: list[dict], doubt: float) -> list[str]:
+    "The language of each line: its surest reading; a doubtful piece follows the Chinese just before it on its line. '' where nothing was read."
+    best = [max(r, key=lambda l: _sure(r[l]), default="") for r in readings]
+    chinese = lambda i: bool(best[i]) and bool(CJK.search("".join(w["text"] for w in readings[i][best[i]])))
+    def before(a, b): tall = b[3] - b[1]; return 0 < b[0] - a[2] < 2 * tall and min(a[3], b[3]) - max(a[1], b[1]) > .5 * tall
+    for i, r in enumerate(readings):
+        if not best[i] or chinese(i) or _sure(r[best[i]]) >= doubt: continue
+        left = [j for j in range(len(boxes)) if before(boxes[j], boxes[i]) and chinese(j) and best[j] in r]
+        if left: best[i] = best[left[0]]
+    return best
+
+# %% ../nbs/04.3_scans.ipynb #b75ccbb6
 def ocr_lines(
     grey: np.ndarray,            # uint8 (height, width), straight, pictures painted over in white
     dpi: float,
@@ -233,9 +245,9 @@ def ocr_lines(
         strip, tops = _strip(grey, [boxes[i] for i in todo]); big = cv2.resize(strip, None, fx=up, fy=up, interpolation=cv2.INTER_CUBIC)
         for w in _words(big, lang, 6):
             i = todo[max(0, int(np.searchsorted(tops, (w["top"] + w["height"] / 2) / up)) - 1)]; readings[i].setdefault(lang, []).append(w)
-    for box, r in zip(boxes, readings):
+    for box, r, lang in zip(boxes, readings, _languages(boxes, readings, doubt)):
         if not r: continue
-        lang = max(r, key=lambda l: _sure(r[l])); words, ink = r[lang], _strip(grey, [box])[0][24:-24, 24:-24] < 170
+        words, ink = r[lang], _strip(grey, [box])[0][24:-24, 24:-24] < 170
         if _first_lost(ink, words, up, dpi / 8): words = _again(grey, box, lang, up, dpi / 8) or words
         if _sure(words) < .7 and box[2] - box[0] > 3 * (box[3] - box[1]): words = max(words, _alone(grey, box, lang, up), key=_sure)
         if CJK.search("".join(w["text"] for w in words)): words = _mixed(words, r.get("eng", []))
