@@ -299,6 +299,7 @@ def letters_of(
     return [order.get(i, "") for i in range(len(boxes))]
 
 # %% ../nbs/04.5_binding.ipynb #e7f0f30a
+_LINES = [(("left", "middle", "right"), 0), (("left", "right"), 0), (("top", "middle", "bottom"), 1), (("top", "bottom"), 1)]
 _WHERE = {"left": (0, -1), "right": (0, 1), "top": (1, -1), "bottom": (1, 1)}
 
 def _side_of(boxes: list[Box], key: str) -> list[int]:
@@ -327,6 +328,10 @@ def words_for_panels(
         names = letters_of(boxes, marks, keys)
         return names, [next((t for ks, t in parts if n in ks), "") for n in names], len(keys) == len(boxes)
     names, words = [""] * len(boxes), [""] * len(boxes)
+    for line, axis in _LINES:                                             # left, centre, right of three: by order, since widths differ
+        if set(keys) == set(line) and len(boxes) == len(line) == len(parts):
+            names = [n for _, n in sorted(zip(sorted(range(len(boxes)), key=lambda i: boxes[i][axis] + boxes[i][axis + 2]), line))]
+            return names, [next(t for ks, t in parts if n in ks) for n in names], True
     for ks, text in parts:
         for i in _side_of(boxes, ks[0]): names[i], words[i] = ks[0], text
     return names, words, len(keys) == len(boxes) and all(words)

@@ -70,6 +70,8 @@ def words_of(texts: Iterable[str], lines: bool = False) -> frozenset[str]:
     return frozenset(found | {p for w in found for p in w.split("-")})
 
 # %% ../nbs/04.4_legends.ipynb #7ccde0a9
+_PREFIX = re.compile("(?:hyper|hypo|intra|inter|extra|pseudo|para|peri|retro|trans|multi|micro|macro|photo|angio|retino|chorio|vitreo|sero|fibro|neuro|over|under|super|supra|infra|anti|auto|counter|electro)")
+
 def mend_hyphen(
     left: str,                       # the piece before the hyphen at the line's end
     right: str,                      # the piece that begins the next line
@@ -84,7 +86,8 @@ def mend_hyphen(
     known = lambda w: w in words or w in known_words()
     tail, head = a.split("-")[-1], b.split("-")[0]
     if known(tail + head): return left + right
-    return f"{left}-{right}" if known(tail) and known(head) and len(tail) > 2 and len(head) > 2 else left + right
+    whole = known(head) and len(head) > 2 and (known(tail) and len(tail) > 2 or len(tail) > 3 and not _PREFIX.fullmatch(tail))      # "echo-free", not "vitreo-macular"
+    return f"{left}-{right}" if whole else left + right
 
 # %% ../nbs/04.4_legends.ipynb #0a3b2b24
 def join_lines(
@@ -113,8 +116,9 @@ def _spaces(text: str) -> str:
     text = re.sub(r"\s+", " ", text).strip()
     text = re.sub(r"\s+([,.;:)!?，。；：）、])", r"\1", text)
     if CJK.search(text): text = text.replace("(", "（").replace(")", "）")
-    text = re.sub(r"(?<=[\u3400-\u9fff，。；：）、（]) | (?=[\u3400-\u9fff，。；：）、（])", "", text)
-    return re.sub(r"(?<=[\u3400-\u9fff）])[,:;()?!]|[,:;()?!](?=[\u3400-\u9fff（])", lambda m: m[0].translate(_WIDE), text)
+    wide = lambda t: re.sub(r"(?<=[\u3400-\u9fff）])[,:;()?!]|[,:;()?!](?=[\u3400-\u9fff（])", lambda m: m[0].translate(_WIDE), t)
+    text = re.sub(r"(?<=[\u3400-\u9fff，。；：）、（]) | (?=[\u3400-\u9fff，。；：）、（])", "", wide(text))
+    return wide(text)
 
 # %% ../nbs/04.4_legends.ipynb #57f9af33
 def clean_text(

@@ -173,7 +173,7 @@ def cut_panels(
         cuts = seam_cuts(part, want) if min(part.shape[:2]) >= MIN_SIDE else [(0, 0, 1, 1)]
         inner = [(x0 + (x1 - x0) * a, y0 + (y1 - y0) * b, x0 + (x1 - x0) * c, y0 + (y1 - y0) * d) for a, b, c, d in cuts]
         out += inner if len(cuts) == 1 else [_trim(paper, tuple(map(round, b)), 1) for b in inner]
-    return [(a / w, b / h, c / w, d / h) for a, b, c, d in out]
+    return [(a / w, b / h, c / w, d / h) for a, b, c, d in out] if len(out) > 1 else [(0., 0., 1., 1.)]      # a single picture keeps its borders
 
 # %% ../nbs/04.2_panels.ipynb #2240baf8
 _LETTERS = "ABCDEFGHabcdefgh"

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import pypdfium2 as pdfium
 
-from .layout import (CJK, MAX_PIXELS, Line, Picture, make_lines, open_pdf, page_chars, page_pictures, page_size, render_page, union)
+from .layout import (CJK, MAX_PIXELS, Line, Picture, bridged, make_lines, open_pdf, page_chars, page_pictures, page_size, render_page, union)
 
 # %% ../nbs/04.3_scans.ipynb #a5cf8d3c
 def paper_surface(
@@ -202,13 +202,10 @@ def _again(grey: np.ndarray, box: tuple, lang: str, up: float, em: float) -> lis
 # %% ../nbs/04.3_scans.ipynb #ea6bfac2
 def _rejoined(lines: list[Line]) -> list[Line]:
     "Lines torn between a Chinese stop and a bracket, or where a narrow column was spread wide, joined again; from top to bottom."
-    def spanned(a, b, tall, side):                # does a line close above (-1) or below (1) run across the gap?
-        return any(o.box[0] < a.box[2] - tall / 2 and o.box[2] > b.box[0] + tall / 2 and .5 * tall < side * (o.base - b.base) < 2.2 * tall for o in lines)
     def torn(a, b):
         tall = max(a.box[3] - a.box[1], b.box[3] - b.box[1]); lap = min(a.box[3], b.box[3]) - max(a.box[1], b.box[1]); gap = b.box[0] - a.box[2]
-        if lap <= .5 * tall or not 0 < gap < 3 * tall: return False
         ends = re.search(r"[。；;，,.：:]$", a.text) and re.match(r"[(（]", b.text) and (CJK.search(a.text) or CJK.search(b.text))
-        return ends and gap < 2 * tall or spanned(a, b, tall, -1) and spanned(a, b, tall, 1)
+        return lap > .5 * tall and (ends and 0 < gap < 2 * tall or bridged(a, b, lines, tall))
     out: list[Line] = []
     for l in sorted(lines, key=lambda l: l.box[0]):
         if left := [o for o in out if torn(o, l)]:
