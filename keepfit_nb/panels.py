@@ -76,15 +76,17 @@ class _Canvas:
         "How much of a line through a box is seam; the best of three neighbours."
         lo, hi = (box[1], box[3]) if axis == 0 else (box[0], box[2])
         return float(self.axes[axis][0][lo:hi, max(0, at - 2):at + 1].mean(0).max())
-    def shrunk(self, box):
-        "A panel without the black that fills up its row or column on one side; the rim of the other side is kept."
+    def shrunk(self, box, rows=()):
+        "A panel without the black that fills up its row or column on one side; the rim of the other side is kept. `rows`: heights at which other panels end."
         x0, y0, x1, y1 = box; black = self.black[y0:y1, x0:x1]
         def ends(dark):
             n = len(dark); rim = 1 + n // 60; lit = np.flatnonzero(dark[rim:n - rim] < .94) + rim       # the rim may show a line of paper
             a, b = (int(lit[0]), n - 1 - int(lit[-1])) if len(lit) else (0, 0)
             return (0, n - b + a) if a < .08 * n and b > .25 * n else (a - b, n) if b < .08 * n and a > .25 * n else (0, n)
         (l, r), (t, b) = ends(black.mean(0)), ends(black.mean(1))
-        if r - l > 1.3 * (b - t): t, b = 0, y1 - y0                                              # a section of the retina is dark above and below by nature
+        if r - l > 1.3 * (b - t):                                  # a section of the retina is dark above and below by nature: cut only where a row ends
+            inner, near = [e - y0 for e in rows if y0 + 8 < e < y1 - 8], 3 + .02 * (y1 - y0)
+            t, b = max((e for e in inner if e <= t + near), default=0), min((e for e in inner if e >= b - near), default=y1 - y0)
         return x0 + l, y0 + t, x0 + r, y0 + b
     def full(self, box) -> bool: return self.share(0, box) > .12                             # a picture, not only black or paper
     def void(self, box) -> bool: return max(self.share(1, box), self.share(2, box)) > .99   # what fills up a compound figure
@@ -154,7 +156,7 @@ def seam_cuts(
         leaf = max(leaves, key=lambda l: best(l, known)[0]); value, halves = best(leaf, known)
         if value < (lowest if n else .7): break
         i = leaves.index(leaf); leaves[i:i + 1] = [b for b in halves if not canvas.void(b)]
-    if len(leaves) > 1: leaves = [canvas.shrunk(l) for l in leaves]
+    if len(leaves) > 1: leaves = [canvas.shrunk(l, [e for o in leaves if o != l for e in (o[1], o[3])]) for l in leaves]
     return [(a / w, b / h, c / w, d / h) for a, b, c, d in leaves]
 
 # %% ../nbs/04.2_panels.ipynb #f2952d46

@@ -60,3 +60,8 @@ def test_a_section_keeps_its_dark_and_a_blurred_letter_is_read():
     for letter in "ABC":
         picture = Image.fromarray(panel("FFA", 4, 300)); ImageDraw.Draw(picture).text((10, 6), letter, "white", ImageFont.truetype(str(font_file("DejaVuSerif-Bold.ttf")), 18))
         assert read_mark(cv2.GaussianBlur(np.array(picture), (0, 0), 1.1)) == letter
+
+def test_black_that_fills_a_row_under_a_section_is_no_part_of_it():
+    image, truth = compound([[panel("CFP"), panel("OCT")], [panel("FFA")]], 4, 0)
+    found = cut_panels(image, 3)
+    assert len(found) == 3 and all(max(iou(t, f) for f in found) > .9 for t in truth)
