@@ -298,7 +298,6 @@ def score(
 DECISIONS = ["id", "decision", "caption", "caption_zh", "modality", "note"]
 VERDICTS = ("accept", "edit", "reject")
 
-# %% ../nbs/04_atlas.ipynb #4b6f99fe
 def read_decisions(
     path: str | Path,          # CSV with the columns of DECISIONS; later rows win
 ) -> dict[str, dict]:          # id → row
@@ -367,7 +366,6 @@ def someone_is_here() -> bool:
     import sys
     return bool(os.environ.get("JPY_SESSION_NAME") or os.environ.get("VSCODE_PID") or "google.colab" in sys.modules)
 
-# %% ../nbs/04_atlas.ipynb #656d86b0
 def review(
     pairs: pd.DataFrame,
     folder: str | Path,                # where their images/ lie

@@ -77,7 +77,7 @@ def mend_hyphen(
     right: str,                      # the piece that begins the next line
     words: Collection[str] = (),     # further words that this book uses
 ) -> str:
-    "Did the printer break a word, or did a compound end there? Known words decide; two whole words keep their hyphen."
+    "Did the printer break a word, or did a compound end there? Known words decide; a whole word behind no prefix keeps its hyphen."
     a, b = re.search(r"[A-Za-z-]*$", left)[0].lower(), re.match(r"[A-Za-z-]*", right)[0].lower()
     if not a or not b or right[:1].isupper() or not a[-1].isalpha(): return f"{left}-{right}"
     for shelf in (words, known_words()):
