@@ -86,6 +86,8 @@ def mend_hyphen(
     known = lambda w: w in words or w in known_words()
     tail, head = a.split("-")[-1], b.split("-")[0]
     if known(tail + head): return left + right
+    stem = (a + b).split("-")[-1][:-3]                                # "measu-ring": some word begins like it
+    if len(stem) > 4 and any(w.startswith(stem) for w in known_words()): return left + right
     whole = known(head) and len(head) > 2 and (known(tail) and len(tail) > 2 or len(tail) > 3 and not _PREFIX.fullmatch(tail))      # "echo-free", not "vitreo-macular"
     return f"{left}-{right}" if whole else left + right
 
@@ -99,6 +101,7 @@ def join_lines(
     for line in (re.sub("\u00ad", "-", l).strip() for l in lines):
         if re.search(r"\w[-‐]$", out): out = mend_hyphen(out[:-1], line, words)
         elif not out or (square.match(line) and square.search(out[-1])): out += line
+        elif re.search(r"\d[.．]$", out) and re.match(r"\d", line) and CJK.search(out): out += line            # 1. / 2个: a number that a Chinese line broke
         else: out += f" {line}"
     return out
 
@@ -146,8 +149,8 @@ def split_languages(
 # %% ../nbs/04.4_legends.ipynb #66cdb493
 Part = tuple[tuple[str, ...], str]      # the panels meant ("A", or "upper left"), and their words
 
-_KEY = r"[A-Ha-h](?![A-Za-z'])"
-_KEYS = rf"{_KEY}(?:\s?(?:[-–—~～,，、&和及与]|and|to|至)\s?{_KEY})*"
+_AND = r"\s?(?:[-–—~～一,，、&和及与]|and|to|至)\s?"                        # 一: a wave in a scan
+_KEYS = "(?:" + "|".join(rf"{k}(?:{_AND}{k})*" for k in (r"[A-H](?![A-Za-z'])", r"[a-h](?![A-Za-z'])")) + ")"       # capitals or small letters, not "A, a left eye"
 _BEFORE = r"(?:^|(?<=[.;:,，。；：、)）])|(?<=[.;:,，。；：、)）\s]\s)|(?<=[\u3400-\u9fff])\s?)"
 _STYLES = {"(A)": rf"[(（]\s*(?P<keys>{_KEYS})\s*[)）]\s*[:：,，.]?",
            "A:": rf"(?:{_BEFORE}(?P<keys>{_KEYS})\s*[:：;；)）]|(?<=\s)(?P<more>{_KEYS})\s*[:：])",     # a scan may lose the stop before it, or see a semicolon
@@ -158,7 +161,7 @@ def expand_keys(text: str) -> tuple[str, ...]:
     "'a–c, e' → A, B, C, E"
     out = []
     for piece in re.split(r"\s?(?:[,，、&和及与]|\band\b)\s?", text.strip().upper().replace("AND", "and")):
-        ends = re.split(r"\s?(?:[-–—~～至]|TO)\s?", piece)
+        ends = re.split(r"\s?(?:[-–—~～一至]|TO)\s?", piece)
         out += [chr(c) for c in range(ord(ends[0][0]), ord(ends[-1][0]) + 1)] if ends[0] and ends[-1] else []
     return tuple(dict.fromkeys(out))
 
