@@ -87,7 +87,7 @@ def mend_hyphen(
     tail, head = a.split("-")[-1], b.split("-")[0]
     if known(tail + head): return left + right
     stem = (a + b).split("-")[-1][:-3]                                # "measu-ring": some word begins like it
-    if len(stem) > 4 and any(w.startswith(stem) for w in known_words()): return left + right
+    if len(stem) > max(4, len(tail)) and any(w.startswith(stem) for w in known_words()): return left + right
     whole = known(head) and len(head) > 2 and (known(tail) and len(tail) > 2 or len(tail) > 3 and not _PREFIX.fullmatch(tail))      # "echo-free", not "vitreo-macular"
     return f"{left}-{right}" if whole else left + right
 

@@ -76,7 +76,7 @@ def test_lists_of_marks_keep_to_one_case_and_know_a_worn_wave():
     assert [k for k, _ in split_parts("Drusen. A, a left eye with drusen. B, a late phase.")[1]] == [("A",), ("B",)] and split_parts("A, a left eye. B, a late phase.")[1][0][1].startswith("a left")
     assert [k for k, _ in split_parts("星状玻璃体变性。A一C.视网膜照片。D.彩色照相。")[1]] == [("A", "B", "C"), ("D",)]
 
-@pytest.mark.parametrize("left, right, whole", [("measu", "ring", "measuring"), ("bounda", "ries", "boundaries"), ("echo", "free", "echo-free"), ("vitreo", "macular", "vitreomacular")])
+@pytest.mark.parametrize("left, right, whole", [("measu", "ring", "measuring"), ("bounda", "ries", "boundaries"), ("echo", "free", "echo-free"), ("vitreo", "macular", "vitreomacular"), ("macula", "off", "macula-off")])
 def test_words_that_no_list_has(left, right, whole): assert mend_hyphen(left, right) == whole
 
 def test_a_number_that_a_line_broke(): assert join_lines(["大小约1.", "2个视盘"]) == "大小约1.2个视盘"
