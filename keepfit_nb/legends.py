@@ -149,7 +149,7 @@ def split_languages(
 # %% ../nbs/04.4_legends.ipynb #66cdb493
 Part = tuple[tuple[str, ...], str]      # the panels meant ("A", or "upper left"), and their words
 
-_AND = r"\s?(?:[-–—~～一,，、&和及与]|and|to|至)\s?"                        # 一: a wave in a scan
+_AND = r"\s?(?:[-–—~～一]{1,2}|[,，、&和及与]|and|to|至)\s?"                  # 一, ~~: a wave in a scan
 _KEYS = "(?:" + "|".join(rf"{k}(?:{_AND}{k})*" for k in (r"[A-H](?![A-Za-z'])", r"[a-h](?![A-Za-z'])")) + ")"       # capitals or small letters, not "A, a left eye"
 _BEFORE = r"(?:^|(?<=[.;:,，。；：、)）])|(?<=[.;:,，。；：、)）\s]\s)|(?<=[\u3400-\u9fff])\s?)"
 _STYLES = {"(A)": rf"[(（]\s*(?P<keys>{_KEYS})\s*[)）]\s*[:：,，.]?",
@@ -161,7 +161,7 @@ def expand_keys(text: str) -> tuple[str, ...]:
     "'a–c, e' → A, B, C, E"
     out = []
     for piece in re.split(r"\s?(?:[,，、&和及与]|\band\b)\s?", text.strip().upper().replace("AND", "and")):
-        ends = re.split(r"\s?(?:[-–—~～一至]|TO)\s?", piece)
+        ends = re.split(r"\s?(?:[-–—~～一至]{1,2}|TO)\s?", piece)
         out += [chr(c) for c in range(ord(ends[0][0]), ord(ends[-1][0]) + 1)] if ends[0] and ends[-1] else []
     return tuple(dict.fromkeys(out))
 

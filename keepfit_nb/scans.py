@@ -177,6 +177,7 @@ def _mend(text: str) -> str:
     "Undo what tesseract does to print again and again: smudges, F F A for FFA, (CC) for (C); in Chinese also blanks, 4 . 1 2 for 4.12, 〈 for （."
     text = _TORN.sub(lambda m: m[1] or m[0].replace(" ", ""), _ODD_C.sub(" c", _SMUDGE.sub("", text)))
     if not CJK.search(text): return text
+    text = re.sub(r"(?<![A-Za-z(（])C([A-H](?:[~～–-]{1,2}[A-H])?)(?=[)）])", r"(\1", text)                    # CA~C) was (A~C)
     text = re.sub(r"(?<=[\u3400-\u9fff]) (?=[\u3400-\u9fff])", "", _WIDE_DIGITS.sub(lambda m: (m[1] or "").replace("一", "-"), text))
     return text if re.search("[〉》]", text) else re.sub("[〈《]", "（", text)
 

@@ -109,6 +109,7 @@ def test_a_first_sign_that_was_passed_over_is_seen_and_read_again(monkeypatch):
 
 def test_chinese_print_is_mended():
     assert _mend("附 图 4 . 1 2 玻 璃 体 〈 见 图 3 - 7 )") == "附图 4.12 玻璃体 （ 见图 3-7 )"
+    assert _mend("CA~C) 左眼 CD) 右眼") == "(A~C) 左眼 (D) 右眼"
     assert _mend("drusen 1 2 lines 〈x〉") == "drusen 1 2 lines 〈x〉" and _mend("书〈眼底〉") == "书〈眼底〉"
 
 def test_a_line_torn_at_a_stop_and_a_bracket_is_joined_and_columns_are_not():
