@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from keepfit_nb.atlas import read_atlas, score
-from keepfit_nb.modality import modality_model
+from keepfit_nb.modality import modality_rule
 from keepfit_nb.pages import FOREIGN, HELDOUT, make_atlas
 from keepfit_nb.scans import ocr_ready
 
@@ -28,7 +28,7 @@ def one(folder: Path, pages: int, seed: int, templates, scanned: bool = False) -
 
 def measure(folder: Path | None = None, text: int = 160, scanned: int = 40, foreign: int = 6, seed: int = 100) -> dict:
     "The figures of the study; those of scanned pages are absent without tesseract."
-    cv2.setNumThreads(1); modality_model()                    # fitted once, not timed
+    cv2.setNumThreads(1); modality_rule()                     # read once, not timed
     folder = Path(folder or tempfile.mkdtemp())
     out = {}
     if text:

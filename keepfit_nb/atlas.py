@@ -225,7 +225,7 @@ def read_atlas(
     work = folder / f"work_{os.getpid()}"; work.mkdir(parents=True, exist_ok=True); (folder / "images").mkdir(exist_ok=True)
     try:
         plates, texts, refused, facts = _scan_book(pdf, work, settings)
-        words = words_of(l.text for t in texts.values() for l in t.lines)
+        words = words_of((l.text for t in texts.values() for l in t.lines), lines=True)
         legends = {n: find_legends(t, words)[0] for n, t in texts.items()}
         bound = bind_book(plates, legends)
         rows, refused = _pairs_of(bound, pdf, folder, settings, refused)
@@ -298,7 +298,6 @@ def score(
 DECISIONS = ["id", "decision", "caption", "caption_zh", "modality", "note"]
 VERDICTS = ("accept", "edit", "reject")
 
-# %% ../nbs/04_atlas.ipynb #4b6f99fe
 def read_decisions(
     path: str | Path,          # CSV with the columns of DECISIONS; later rows win
 ) -> dict[str, dict]:          # id → row
@@ -367,7 +366,6 @@ def someone_is_here() -> bool:
     import sys
     return bool(os.environ.get("JPY_SESSION_NAME") or os.environ.get("VSCODE_PID") or "google.colab" in sys.modules)
 
-# %% ../nbs/04_atlas.ipynb #656d86b0
 def review(
     pairs: pd.DataFrame,
     folder: str | Path,                # where their images/ lie

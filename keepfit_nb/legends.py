@@ -63,18 +63,21 @@ def known_words() -> frozenset[str]:
     table = [" ".join((c.name, c.phrase, c.lesions, *c.synonyms, *c.definitions)) for c in load_knowledge().values()]
     return words_of([*table, *corpus()])
 
-def words_of(texts: Iterable[str]) -> frozenset[str]:
-    "Words of some texts, lower case; a compound counts whole and in its parts."
+def words_of(texts: Iterable[str], lines: bool = False) -> frozenset[str]:
+    "Words of some texts, lower case; a compound counts whole and in its parts. Of `lines` of print the first word and a torn last one may be halves: left out."
+    if lines: texts = (re.sub(r"^\S+|\S+[-‐\u00ad]$", "", t.strip()) for t in texts)
     found = {w.lower() for t in texts for w in re.findall(r"[A-Za-z]+(?:-[A-Za-z]+)*", t)}
     return frozenset(found | {p for w in found for p in w.split("-")})
 
 # %% ../nbs/04.4_legends.ipynb #7ccde0a9
+_PREFIX = re.compile("(?:hyper|hypo|intra|inter|extra|pseudo|para|peri|retro|trans|multi|micro|macro|photo|angio|retino|chorio|vitreo|sero|fibro|neuro|over|under|super|supra|infra|anti|auto|counter|electro)")
+
 def mend_hyphen(
     left: str,                       # the piece before the hyphen at the line's end
     right: str,                      # the piece that begins the next line
     words: Collection[str] = (),     # further words that this book uses
 ) -> str:
-    "Did the printer break a word, or did a compound end there? Known words decide; two whole words keep their hyphen."
+    "Did the printer break a word, or did a compound end there? Known words decide; a whole word behind no prefix keeps its hyphen."
     a, b = re.search(r"[A-Za-z-]*$", left)[0].lower(), re.match(r"[A-Za-z-]*", right)[0].lower()
     if not a or not b or right[:1].isupper() or not a[-1].isalpha(): return f"{left}-{right}"
     for shelf in (words, known_words()):
@@ -83,7 +86,10 @@ def mend_hyphen(
     known = lambda w: w in words or w in known_words()
     tail, head = a.split("-")[-1], b.split("-")[0]
     if known(tail + head): return left + right
-    return f"{left}-{right}" if known(tail) and known(head) and len(tail) > 2 and len(head) > 2 else left + right
+    stem = (a + b).split("-")[-1][:-3]                                # "measu-ring": some word begins like it
+    if len(stem) > max(4, len(tail)) and any(w.startswith(stem) for w in known_words()): return left + right
+    whole = known(head) and len(head) > 2 and (known(tail) and len(tail) > 2 or len(tail) > 3 and not _PREFIX.fullmatch(tail))      # "echo-free", not "vitreo-macular"
+    return f"{left}-{right}" if whole else left + right
 
 # %% ../nbs/04.4_legends.ipynb #0a3b2b24
 def join_lines(
@@ -95,11 +101,12 @@ def join_lines(
     for line in (re.sub("\u00ad", "-", l).strip() for l in lines):
         if re.search(r"\w[-‐]$", out): out = mend_hyphen(out[:-1], line, words)
         elif not out or (square.match(line) and square.search(out[-1])): out += line
+        elif re.search(r"\d[.．]$", out) and re.match(r"\d", line) and CJK.search(out): out += line            # 1. / 2个: a number that a Chinese line broke
         else: out += f" {line}"
     return out
 
 # %% ../nbs/04.4_legends.ipynb #932146f4
-_REF = r"(?:figs?\.?|figures?|plates?|[图圖])\s*\d+(?:\s?[-–.]\s?\d+)*\s*[A-Ha-h]?(?:\s?(?:[-–,，、]|and|和|及)\s?(?:[A-Ha-h]\b|\d+(?:[-–.]\d+)*))*"
+_REF = r"(?:figs?\.?|figures?|plates?|[附彩插]?[图圖])\s*\d+(?:\s?[-–—.]\s?\d+)*\s*[A-Ha-h]?(?:\s?(?:[-–,，、]|and|和|及)\s?(?:[A-Ha-h]\b|\d+(?:[-–—.]\d+)*))*"
 _NOTES = [re.compile(p, re.I) for p in (
     rf"\s*[(\[（]\s*(?:(?:see|cf\.?|compare|as in|also|参?见|参照|同)\s*(?:also\s*)?)?{_REF}\s*[)\]）]",       # (see Fig. 2)
     rf"\s*[;,，；]?\s*(?:see|cf\.?|compare with|参?见|参照)\s*(?:also\s*)?{_REF}(?=\s*(?:[.;,，。；)）]|$))",       # ; see Fig. 2
@@ -112,8 +119,9 @@ def _spaces(text: str) -> str:
     text = re.sub(r"\s+", " ", text).strip()
     text = re.sub(r"\s+([,.;:)!?，。；：）、])", r"\1", text)
     if CJK.search(text): text = text.replace("(", "（").replace(")", "）")
-    text = re.sub(r"(?<=[\u3400-\u9fff，。；：）、（]) | (?=[\u3400-\u9fff，。；：）、（])", "", text)
-    return re.sub(r"(?<=[\u3400-\u9fff）])[,:;()?!]|[,:;()?!](?=[\u3400-\u9fff（])", lambda m: m[0].translate(_WIDE), text)
+    wide = lambda t: re.sub(r"(?<=[\u3400-\u9fff）])[,:;()?!]|[,:;()?!](?=[\u3400-\u9fff（])", lambda m: m[0].translate(_WIDE), t)
+    text = re.sub(r"(?<=[\u3400-\u9fff，。；：）、（]) | (?=[\u3400-\u9fff，。；：）、（])", "", wide(text))
+    return wide(text)
 
 # %% ../nbs/04.4_legends.ipynb #57f9af33
 def clean_text(
@@ -141,8 +149,8 @@ def split_languages(
 # %% ../nbs/04.4_legends.ipynb #66cdb493
 Part = tuple[tuple[str, ...], str]      # the panels meant ("A", or "upper left"), and their words
 
-_KEY = r"[A-Ha-h](?![A-Za-z'])"
-_KEYS = rf"{_KEY}(?:\s?(?:[-–—~～,，、&和及与]|and|to|至)\s?{_KEY})*"
+_AND = r"\s?(?:[-–—~～一]{1,2}|[,，、&和及与]|and|to|至)\s?"                  # 一, ~~: a wave in a scan
+_KEYS = "(?:" + "|".join(rf"{k}(?:{_AND}{k})*" for k in (r"[A-H](?![A-Za-z'])", r"[a-h](?![A-Za-z'])")) + ")"       # capitals or small letters, not "A, a left eye"
 _BEFORE = r"(?:^|(?<=[.;:,，。；：、)）])|(?<=[.;:,，。；：、)）\s]\s)|(?<=[\u3400-\u9fff])\s?)"
 _STYLES = {"(A)": rf"[(（]\s*(?P<keys>{_KEYS})\s*[)）]\s*[:：,，.]?",
            "A:": rf"(?:{_BEFORE}(?P<keys>{_KEYS})\s*[:：;；)）]|(?<=\s)(?P<more>{_KEYS})\s*[:：])",     # a scan may lose the stop before it, or see a semicolon
@@ -153,7 +161,7 @@ def expand_keys(text: str) -> tuple[str, ...]:
     "'a–c, e' → A, B, C, E"
     out = []
     for piece in re.split(r"\s?(?:[,，、&和及与]|\band\b)\s?", text.strip().upper().replace("AND", "and")):
-        ends = re.split(r"\s?(?:[-–—~～至]|TO)\s?", piece)
+        ends = re.split(r"\s?(?:[-–—~～一至]{1,2}|TO)\s?", piece)
         out += [chr(c) for c in range(ord(ends[0][0]), ord(ends[-1][0]) + 1)] if ends[0] and ends[-1] else []
     return tuple(dict.fromkeys(out))
 
@@ -210,7 +218,7 @@ _SIDE = "|".join(f"(?P<{k.replace(' ', '_')}>{v})" for k, v in _SIDES.items())
 _PLACES = re.compile(rf"""(?:^|(?<=[.;:,，。；：)）])|(?<=[.;:,，。；：)）]\s))(?:and\s+)?[(（]?\s*(?:the\s+)?(?:{_SIDE})(?![a-z])
     (?:\s*(?:-hand)?\s*(?:panels?|images?|pictures?|photographs?|row|column|side)|[图圖侧边排列])?\s*
     (?P<end>[)）]\s*[:：,，]?|[:：,，]|(?:(?<=[图圖排列])|(?=\s|[\u3400-\u9fff]))
-        (?!\s*(?:eyes?|disc|temporal|nasal|half|retina|fundus\ of|眼|侧|方|下方|上方)))""", re.I | re.X)
+        (?!\s*(?:eyes?|disc|temporal|nasal|half|retina|fundus\ of|眼|侧|方|下方|上方|[心央等度期层部皮述半段])))""", re.I | re.X)
 _SETS = [{"upper left", "upper right", "lower left", "lower right"}, {"left", "middle", "right"}, {"top", "middle", "bottom"}, {"left", "right"}, {"top", "bottom"}]
 
 # %% ../nbs/04.4_legends.ipynb #54eebdf6
@@ -220,11 +228,11 @@ def _side_parts(text: str) -> list[tuple[int, int, tuple[str, ...]]]:
     for m in _PLACES.finditer(text):
         key = next(k for k in _SIDES if m[k.replace(" ", "_")])
         found.setdefault(key, []).append((m.start(), m.end(), (key,), bool(m["end"].strip())))
-    for want in _SETS:
-        if not want <= found.keys(): continue
-        firm = all(any(f[3] for f in found[k]) for k in want)         # every mark with a colon or bracket: those count
-        marks = sorted(next(f for f in found[k] if f[3] or not firm)[:3] for k in want)
-        if firm or marks[0][0] == 0 or text[:1].isupper() and len(marks) == len(want): return marks
+    whole = [want for want in _SETS if want <= found.keys()]
+    firm = [want for want in whole if all(any(f[3] for f in found[k]) for k in want)]         # every mark with a colon or bracket: those count
+    for want in firm + whole:
+        marks = sorted(next(f for f in found[k] if f[3] or want not in firm)[:3] for k in want)
+        if want in firm or marks[0][0] == 0 or text[:1].isupper() and len(marks) == len(want): return marks
     return []
 
 # %% ../nbs/04.4_legends.ipynb #1bde1be1

@@ -76,14 +76,17 @@ class _Canvas:
         "How much of a line through a box is seam; the best of three neighbours."
         lo, hi = (box[1], box[3]) if axis == 0 else (box[0], box[2])
         return float(self.axes[axis][0][lo:hi, max(0, at - 2):at + 1].mean(0).max())
-    def shrunk(self, box):
-        "A panel without the black that fills up its row or column on one side; the rim of the other side is kept."
+    def shrunk(self, box, rows=()):
+        "A panel without the black that fills up its row or column on one side; the rim of the other side is kept. `rows`: heights at which other panels end."
         x0, y0, x1, y1 = box; black = self.black[y0:y1, x0:x1]
         def ends(dark):
             n = len(dark); rim = 1 + n // 60; lit = np.flatnonzero(dark[rim:n - rim] < .94) + rim       # the rim may show a line of paper
             a, b = (int(lit[0]), n - 1 - int(lit[-1])) if len(lit) else (0, 0)
             return (0, n - b + a) if a < .08 * n and b > .25 * n else (a - b, n) if b < .08 * n and a > .25 * n else (0, n)
         (l, r), (t, b) = ends(black.mean(0)), ends(black.mean(1))
+        if r - l > 1.3 * (b - t):                                  # a section of the retina is dark above and below by nature: cut only where a row ends
+            inner, near = [e - y0 for e in rows if y0 + 8 < e < y1 - 8], 3 + .02 * (y1 - y0)
+            t, b = max((e for e in inner if e <= t + near), default=0), min((e for e in inner if e >= b - near), default=y1 - y0)
         return x0 + l, y0 + t, x0 + r, y0 + b
     def full(self, box) -> bool: return self.share(0, box) > .12                             # a picture, not only black or paper
     def void(self, box) -> bool: return max(self.share(1, box), self.share(2, box)) > .99   # what fills up a compound figure
@@ -153,7 +156,7 @@ def seam_cuts(
         leaf = max(leaves, key=lambda l: best(l, known)[0]); value, halves = best(leaf, known)
         if value < (lowest if n else .7): break
         i = leaves.index(leaf); leaves[i:i + 1] = [b for b in halves if not canvas.void(b)]
-    if len(leaves) > 1: leaves = [canvas.shrunk(l) for l in leaves]
+    if len(leaves) > 1: leaves = [canvas.shrunk(l, [e for o in leaves if o != l for e in (o[1], o[3])]) for l in leaves]
     return [(a / w, b / h, c / w, d / h) for a, b, c, d in leaves]
 
 # %% ../nbs/04.2_panels.ipynb #f2952d46
@@ -172,7 +175,7 @@ def cut_panels(
         cuts = seam_cuts(part, want) if min(part.shape[:2]) >= MIN_SIDE else [(0, 0, 1, 1)]
         inner = [(x0 + (x1 - x0) * a, y0 + (y1 - y0) * b, x0 + (x1 - x0) * c, y0 + (y1 - y0) * d) for a, b, c, d in cuts]
         out += inner if len(cuts) == 1 else [_trim(paper, tuple(map(round, b)), 1) for b in inner]
-    return [(a / w, b / h, c / w, d / h) for a, b, c, d in out]
+    return [(a / w, b / h, c / w, d / h) for a, b, c, d in out] if len(out) > 1 else [(0., 0., 1., 1.)]      # a single picture keeps its borders
 
 # %% ../nbs/04.2_panels.ipynb #2240baf8
 _LETTERS = "ABCDEFGHabcdefgh"
@@ -206,7 +209,8 @@ def _letter_shapes() -> tuple[np.ndarray, str]:
 def _candidates(corner: np.ndarray, side: int) -> Iterator[np.ndarray]:
     "Silhouettes of what could be a letter in a corner: compact, of one tone, not cut by the border of the panel's middle."
     grey = cv2.cvtColor(corner, cv2.COLOR_RGB2GRAY)
-    for mask in (grey > 200, grey < 50):
+    dark, usual, bright = np.percentile(grey, (.5, 50, 99.5))
+    for mask in (grey > 200, grey < 50, grey > (usual + bright) / 2, grey < (usual + dark) / 2):        # a scan blurs a letter: cut halfway to its tone
         n, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
         for i in range(1, n):
             x, y, w, h, area = stats[i]
@@ -218,7 +222,7 @@ def _candidates(corner: np.ndarray, side: int) -> Iterator[np.ndarray]:
 # %% ../nbs/04.2_panels.ipynb #ea323a2d
 def read_mark(
     panel: np.ndarray,        # uint8 RGB
-    sure: float = .86,        # likeness from which a shape counts as a letter
+    sure: float = .9,         # likeness from which a shape counts as a letter
 ) -> str:                     # upper case, or ''
     "The letter printed in a corner of a panel, by its silhouette."
     side = min(panel.shape[:2]); k = min(1., 400 / max(side, 1))

@@ -9,14 +9,14 @@ __all__ = ['paper_surface', 'skew_angle', 'whiten', 'straighten', 'find_pictures
 # %% ../nbs/04.3_scans.ipynb #8171621e
 import re, shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pypdfium2 as pdfium
 
-from .layout import (CJK, MAX_PIXELS, Line, Picture, make_lines, open_pdf, page_chars, page_pictures, page_size, render_page)
+from .layout import (CJK, MAX_PIXELS, Line, Picture, bridged, make_lines, open_pdf, page_chars, page_pictures, page_size, render_page, union)
 
 # %% ../nbs/04.3_scans.ipynb #a5cf8d3c
 def paper_surface(
@@ -171,10 +171,15 @@ def _mixed(words: list[dict], latin: list[dict]) -> list[dict]:
 _SMUDGE = re.compile(r"(?<=[\w.,)])[°®©™*”“\"»«§¢]+(?=[\s.,;:)]|$)")       # what tesseract makes of raised digits
 _ODD_C = re.compile(r"(?<=[;；.。，,]) ?[<＜〈《¢] ?(?=[:：])")                      # and of a c before a colon, in Chinese
 _TORN = re.compile(r"\bO ?[DS]\b|\bF ?F ?A\b|\bO ?C ?T\b|(?<=[(（])([A-H])\1(?=[)）])")
+_WIDE_DIGITS = re.compile(r"(?<=\d) ?([.．—一-]) ?(?=\d)|(?<=\d) (?=\d)")           # 4 . 1 2: digits as wide as Chinese signs; 3一7: a dash
 
 def _mend(text: str) -> str:
-    "Undo what tesseract does to print again and again: smudges, F F A for FFA, (CC) for (C)."
-    return _TORN.sub(lambda m: m[1] or m[0].replace(" ", ""), _ODD_C.sub(" c", _SMUDGE.sub("", text)))
+    "Undo what tesseract does to print again and again: smudges, F F A for FFA, (CC) for (C); in Chinese also blanks, 4 . 1 2 for 4.12, 〈 for （."
+    text = _TORN.sub(lambda m: m[1] or m[0].replace(" ", ""), _ODD_C.sub(" c", _SMUDGE.sub("", text)))
+    if not CJK.search(text): return text
+    text = re.sub(r"(?<![A-Za-z(（])C([A-H](?:[~～–-]{1,2}[A-H])?)(?=[)）])", r"(\1", text)                    # CA~C) was (A~C)
+    text = re.sub(r"(?<=[\u3400-\u9fff]) (?=[\u3400-\u9fff])", "", _WIDE_DIGITS.sub(lambda m: (m[1] or "").replace("一", "-"), text))
+    return text if re.search("[〉》]", text) else re.sub("[〈《]", "（", text)
 
 # %% ../nbs/04.3_scans.ipynb #1ef7ab19
 def _first_lost(ink: np.ndarray, words: list[dict], up: float, em: float, pad: int = 24) -> bool:
@@ -182,16 +187,47 @@ def _first_lost(ink: np.ndarray, words: list[dict], up: float, em: float, pad: i
     start = min(w["left"] for w in words) / up - pad
     return int(ink[:, :max(0, int(start) - 1)].any(0).sum()) > .4 * em
 
-def _again(grey: np.ndarray, box: tuple, lang: str, up: float, em: float, larger: float = 1.3) -> list[dict]:
-    "Read one line alone, larger and as a single line, where its beginning was passed over; [] when that does not help."
-    strip, _ = _strip(grey, [box]); ink = strip[24:-24, 24:-24] < 170
-    big = cv2.resize(strip, None, fx=larger * up, fy=larger * up, interpolation=cv2.INTER_CUBIC)
+def _alone(grey: np.ndarray, box: tuple, lang: str, up: float, psm: int = 7, larger: float = 1.3) -> list[dict]:
+    "The words of one line read by itself, larger; places in the measure of a strip."
+    big = cv2.resize(_strip(grey, [box])[0], None, fx=larger * up, fy=larger * up, interpolation=cv2.INTER_CUBIC)
+    return [w | {k: w[k] / larger for k in ("left", "top", "width", "height")} for w in _words(big, lang, psm)]
+
+def _again(grey: np.ndarray, box: tuple, lang: str, up: float, em: float) -> list[dict]:
+    "Read one line alone where its beginning was passed over; [] when that does not help."
+    ink = _strip(grey, [box])[0][24:-24, 24:-24] < 170
     for psm in (7, 13):
-        words = [w | {k: w[k] / larger for k in ("left", "top", "width", "height")} for w in _words(big, lang, psm)]
+        words = _alone(grey, box, lang, up, psm)
         if words and not _first_lost(ink, words, up, em): return words
     return []
 
-# %% ../nbs/04.3_scans.ipynb #dfdfd3f2
+# %% ../nbs/04.3_scans.ipynb #ea6bfac2
+def _rejoined(lines: list[Line]) -> list[Line]:
+    "Lines torn between a Chinese stop and a bracket, or where a narrow column was spread wide, joined again; from top to bottom."
+    def torn(a, b):
+        tall = max(a.box[3] - a.box[1], b.box[3] - b.box[1]); lap = min(a.box[3], b.box[3]) - max(a.box[1], b.box[1]); gap = b.box[0] - a.box[2]
+        ends = re.search(r"[。；;，,.：:]$", a.text) and re.match(r"[(（]", b.text) and (CJK.search(a.text) or CJK.search(b.text))
+        return lap > .5 * tall and (ends and 0 < gap < 2 * tall or bridged(a, b, lines, tall))
+    out: list[Line] = []
+    for l in sorted(lines, key=lambda l: l.box[0]):
+        if left := [o for o in out if torn(o, l)]:
+            o = left[0]; out.remove(o); l = replace(o, text=f"{o.text} {l.text}", box=union((o.box, l.box)), base=max(o.base, l.base), sure=min(o.sure, l.sure))
+            l = replace(l, size=max(o.size, .8 * (l.box[3] - l.box[1])))
+        out.append(l)
+    return sorted(out, key=lambda l: (l.box[1], l.box[0]))
+
+# %% ../nbs/04.3_scans.ipynb #edcccc88
+def _languages(boxes: list[tuple], readings: list[dict], doubt: float) -> list[str]:
+    "The language of each line: its surest reading; a doubtful piece follows the Chinese just before it on its line. '' where nothing was read."
+    best = [max(r, key=lambda l: _sure(r[l]), default="") for r in readings]
+    chinese = lambda i: bool(best[i]) and bool(CJK.search("".join(w["text"] for w in readings[i][best[i]])))
+    def before(a, b): tall = b[3] - b[1]; return 0 < b[0] - a[2] < 2 * tall and min(a[3], b[3]) - max(a[1], b[1]) > .5 * tall
+    for i, r in enumerate(readings):
+        if not best[i] or chinese(i) or _sure(r[best[i]]) >= doubt: continue
+        left = [j for j in range(len(boxes)) if before(boxes[j], boxes[i]) and chinese(j) and best[j] in r]
+        if left: best[i] = best[left[0]]
+    return best
+
+# %% ../nbs/04.3_scans.ipynb #b75ccbb6
 def ocr_lines(
     grey: np.ndarray,            # uint8 (height, width), straight, pictures painted over in white
     dpi: float,
@@ -207,14 +243,15 @@ def ocr_lines(
         strip, tops = _strip(grey, [boxes[i] for i in todo]); big = cv2.resize(strip, None, fx=up, fy=up, interpolation=cv2.INTER_CUBIC)
         for w in _words(big, lang, 6):
             i = todo[max(0, int(np.searchsorted(tops, (w["top"] + w["height"] / 2) / up)) - 1)]; readings[i].setdefault(lang, []).append(w)
-    for box, r in zip(boxes, readings):
+    for box, r, lang in zip(boxes, readings, _languages(boxes, readings, doubt)):
         if not r: continue
-        lang = max(r, key=lambda l: _sure(r[l])); words, ink = r[lang], _strip(grey, [box])[0][24:-24, 24:-24] < 170
+        words, ink = r[lang], _strip(grey, [box])[0][24:-24, 24:-24] < 170
         if _first_lost(ink, words, up, dpi / 8): words = _again(grey, box, lang, up, dpi / 8) or words
+        if _sure(words) < .7 and box[2] - box[0] > 3 * (box[3] - box[1]): words = max(words, _alone(grey, box, lang, up), key=_sure)
         if CJK.search("".join(w["text"] for w in words)): words = _mixed(words, r.get("eng", []))
         x0, y0, x1, y1 = (v * k for v in box); text = _mend(" ".join(w["text"] for w in words))
         out.append(Line(text, (x0, y0, x1, y1), .8 * (y1 - y0), y1, min(.99, _sure(words))))
-    return out
+    return _rejoined(out)
 
 # %% ../nbs/04.3_scans.ipynb #57163328
 @dataclass(frozen=True)

@@ -83,3 +83,28 @@ def test_a_measure_beside_a_picture_is_no_label():
     image = Picture((100, 100, 300, 300), np.zeros((64, 64, 3), np.uint8))
     for text in ("2.5% of the eyes", "12 months later", "3.5.1 Drusen"):
         assert find_legends(Page(0, (595, 842), [Line(text, (100, 306, 280, 315), 8., 315, .9)], [image], True))[0] == []
+
+@pytest.mark.parametrize("text, number", [("图 $.1 白内障。", "5.1"), ("Fig. l.3 Drusen.", "1.3"), ("图S.12 黄斑裂孔。", "5.12"), ("Fig. 1-2. A, b", "1-2")])
+def test_worn_digits_of_a_label(text, number):
+    page = Page(0, (500, 700), [Line(text, (50, 306, 300, 316), 8., 316, .9)], [Picture((50, 100, 300, 300), np.zeros((9, 9, 3), np.uint8))], True)
+    assert [l.number for l in find_legends(page)[0]] == [number]
+
+def test_languages_of_one_figure_may_differ_by_a_worn_digit():
+    rows = [("图5.7 白内障。", 316), ("Fig. 5.1 Cataract of the left eye.", 328)]
+    page = Page(0, (500, 700), [Line(t, (50, y - 9, 300, y), 8., y, .9) for t, y in rows], [Picture((50, 100, 300, 300), np.zeros((9, 9, 3), np.uint8))], True)
+    ((l,), _) = find_legends(page)
+    assert (l.text, l.text_zh) == ("Cataract of the left eye.", "白内障。")
+
+def test_the_usual_distance_tells_a_stray_picture_from_the_figure():
+    "A picture without caption stands above a legend that belongs to the one below it; elsewhere legends stand under."
+    plates, legends = {}, {}
+    for n in range(4): plates[n] = [plate(50, 100, 250, 300, n)]; legends[n] = [legend(str(n + 1), 50, 308, 250, 330, page=n)]
+    plates[4] = [plate(100, 54, 200, 154, 4), plate(50, 204, 250, 404, 4)]; legends[4] = [legend("5", 50, 172, 250, 196, page=4)]
+    plates[5] = [plate(50, 204, 250, 404, 5)]; legends[5] = [legend("6", 50, 172, 250, 196, page=5)]
+    assert {l.number: g[0].box[1] for g, l in bind_book(plates, legends)}["5"] == 204
+
+def test_who_says_where_its_picture_is_comes_before_who_does_not():
+    plates = {1: [plate(50, 50, 500, 400, 1)]}
+    legends = {0: [legend("1", 50, 70, 500, 90, "A sketch.")], 1: [legend("3", 250, 660, 300, 670, "", 1)],
+               2: [legend("3", 50, 70, 500, 90, "A hole.", 2, elsewhere="previous"), legend("4", 50, 500, 500, 520, "Another sketch.", 2)]}
+    assert [l.text for _, l in bind_book(plates, legends)] == ["A hole."]

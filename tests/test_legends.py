@@ -1,7 +1,7 @@
 """Labels, cleaning and parts, with what a hostile page may hold."""
 import pytest
 from hypothesis import given, settings, strategies as st
-from keepfit_nb.legends import clean_text, expand_keys, find_label, join_lines, mend_hyphen, split_languages, split_parts
+from keepfit_nb.legends import clean_text, expand_keys, find_label, join_lines, mend_hyphen, split_languages, split_parts, words_of
 
 
 @pytest.mark.parametrize("text, number, away", [("Figure 3-12. Drusen", "3-12", ""), ("FIG. 7 Drusen", "7", ""), ("Fig.4.1 x", "4.1", ""), ("Plate XII: x", "XII", ""), ("图 3－12　出血", "3-12", ""),
@@ -60,3 +60,23 @@ def test_full_width_words_break_anywhere():
 
 def test_an_article_behind_a_small_mark_is_no_list():
     assert split_parts("a, a colour photograph; b, a late phase")[1] == [(("A",), "a colour photograph"), (("B",), "a late phase")]
+
+def test_a_centre_is_no_place():
+    shared, parts = split_parts("（左）左眼正常。（右）右眼内层连续。中心凹大致如常。上皮完整，下半部清楚。")
+    assert [k for k, _ in parts] == [("left",), ("right",)] and parts[1][1].endswith("下半部清楚。")
+
+def test_references_with_any_dash_and_prefix():
+    assert clean_text("未见渗漏（见图3—2）。玻璃膜疣（见附图4.6）。") == "未见渗漏。玻璃膜疣。" and clean_text("Drusen (see Fig. 1–5).") == "Drusen."
+
+def test_halves_of_broken_words_are_no_words():
+    found = words_of(["layers that lost their bounda-", "ries again; left-sided sco-"], lines=True)
+    assert not found & {"bounda", "ries", "sco"} and {"their", "left-sided", "again"} <= found
+
+def test_lists_of_marks_keep_to_one_case_and_know_a_worn_wave():
+    assert [k for k, _ in split_parts("Drusen. A, a left eye with drusen. B, a late phase.")[1]] == [("A",), ("B",)] and split_parts("A, a left eye. B, a late phase.")[1][0][1].startswith("a left")
+    assert [k for k, _ in split_parts("星状玻璃体变性。A一C.视网膜照片。D.彩色照相。")[1]] == [("A", "B", "C"), ("D",)]
+
+@pytest.mark.parametrize("left, right, whole", [("measu", "ring", "measuring"), ("bounda", "ries", "boundaries"), ("echo", "free", "echo-free"), ("vitreo", "macular", "vitreomacular"), ("macula", "off", "macula-off")])
+def test_words_that_no_list_has(left, right, whole): assert mend_hyphen(left, right) == whole
+
+def test_a_number_that_a_line_broke(): assert join_lines(["大小约1.", "2个视盘"]) == "大小约1.2个视盘"

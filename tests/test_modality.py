@@ -3,7 +3,7 @@ import numpy as np, pandas as pd, pytest
 from PIL import Image
 from keepfit_nb.captions import render
 from keepfit_nb.eye import DISEASES, sample_eye
-from keepfit_nb.modality import classify_modality, disturb, modality_features
+from keepfit_nb.modality import classify_modality, disturb, modality_features, modality_probabilities, modality_rule
 from keepfit_nb.profiles import MODALITIES
 
 
@@ -35,3 +35,7 @@ def test_tilted_layers_are_still_layers():
     for depth in (0, 14, 40): image[(150 - 110 * np.exp(-((x - 150) / 45) ** 2) + depth).astype(int).clip(0, 199), x] = 230
     image = np.repeat(np.maximum(image, np.roll(image, 1, 0)).clip(0, 255).astype(np.uint8)[..., None], 3, 2)
     assert classify_modality([image])[0] == ["OCT"]
+
+def test_the_rule_that_ships_is_a_rule_of_these_features():
+    rule = modality_rule(); x = np.array([modality_features(np.full((96, 96, 3), v, np.uint8)) for v in (0, 128)]); p = modality_probabilities(x, rule)
+    assert rule["classes"] == sorted(MODALITIES) and rule["weights"].shape == (3, len(x[0])) == (3, len(rule["mean"])) and np.allclose(p.sum(1), 1)

@@ -50,3 +50,18 @@ def test_odd_pictures_do_no_harm(image):
 def test_white_cuts_ignores_paper_around():
     paper = np.ones((100, 220), bool); paper[10:90, 10:100] = paper[10:90, 110:210] = False
     assert white_cuts(paper) == [(10, 10, 100, 90), (110, 10, 210, 90)]
+
+def test_a_section_keeps_its_dark_and_a_blurred_letter_is_read():
+    dark = panel("OCT"); dark[:110] = 2; dark[200:] = 2                                 # vitreous and sclera, black as a gutter
+    found = cut_panels(np.hstack([panel("OCT", 2), dark]), 2)
+    assert len(found) == 2 and max(f[3] - f[1] for f in found) > .95 and min(f[3] - f[1] for f in found) > .95
+    from PIL import Image, ImageDraw, ImageFont
+    from keepfit_nb.typesetting import font_file
+    for letter in "ABC":
+        picture = Image.fromarray(panel("FFA", 4, 300)); ImageDraw.Draw(picture).text((10, 6), letter, "white", ImageFont.truetype(str(font_file("DejaVuSerif-Bold.ttf")), 18))
+        assert read_mark(cv2.GaussianBlur(np.array(picture), (0, 0), 1.1)) == letter
+
+def test_black_that_fills_a_row_under_a_section_is_no_part_of_it():
+    image, truth = compound([[panel("CFP"), panel("OCT")], [panel("FFA")]], 4, 0)
+    found = cut_panels(image, 3)
+    assert len(found) == 3 and all(max(iou(t, f) for f in found) > .9 for t in truth)

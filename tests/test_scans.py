@@ -3,8 +3,8 @@ import cv2, numpy as np, pytest
 from reportlab.pdfgen.canvas import Canvas
 from keepfit_nb.pages import make_atlas
 from keepfit_nb.profiles import peak_memory_gb
-from keepfit_nb.layout import open_pdf, render_page
-from keepfit_nb.scans import _again, _first_lost, _mend, find_pictures, ocr_lines, ocr_ready, paper_surface, read_page, read_pages, read_scan, skew_angle, straighten, text_lines, whiten
+from keepfit_nb.layout import Line, open_pdf, render_page
+from keepfit_nb.scans import _again, _first_lost, _mend, _rejoined, find_pictures, ocr_lines, ocr_ready, paper_surface, read_page, read_pages, read_scan, skew_angle, straighten, text_lines, whiten
 
 needs_ocr = pytest.mark.skipif(bool(ocr_ready()), reason=ocr_ready() or "tesseract")
 
@@ -106,3 +106,26 @@ def test_a_first_sign_that_was_passed_over_is_seen_and_read_again(monkeypatch):
     assert _first_lost(ink, [word("3-12", 24 + 53, 300)], 1., 20.) and not _first_lost(ink, [word("图3-12", 27, 300)], 1., 20.)
     (again,) = _again(grey, box, "chi_sim", 1., 20.)
     assert asked == [7, 13] and again["text"] == "图3-12" and abs(again["left"] - 27) < 1e-6            # in the strip's own measure
+
+def test_chinese_print_is_mended():
+    assert _mend("附 图 4 . 1 2 玻 璃 体 〈 见 图 3 - 7 )") == "附图 4.12 玻璃体 （ 见图 3-7 )"
+    assert _mend("CA~C) 左眼 CD) 右眼") == "(A~C) 左眼 (D) 右眼"
+    assert _mend("drusen 1 2 lines 〈x〉") == "drusen 1 2 lines 〈x〉" and _mend("书〈眼底〉") == "书〈眼底〉"
+
+def test_a_line_torn_at_a_stop_and_a_bracket_is_joined_and_columns_are_not():
+    line = lambda text, x0, x1, y: Line(text, (x0, y - 9, x1, y), 7.2, y, .9)
+    read = _rejoined([line("(B) 左眼。", 74, 200, 100), line("图 3-1 水肿。", 10, 60, 100), line("（见图2）", 230, 300, 100), line("右栏", 80, 200, 130), line("左栏。", 10, 60, 130)])
+    assert [l.text for l in read] == ["图 3-1 水肿。 (B) 左眼。", "（见图2）", "左栏。", "右栏"]
+
+def test_words_spread_over_a_narrow_column_are_one_line():
+    line = lambda text, x0, x1, y: Line(text, (x0, y - 8, x1, y), 6.4, y, .9)
+    wide = [line("of", 10, 18, 110), line("the", 38, 50, 110), line("eye", 66, 80, 110)]
+    around = [line("a line above that fills it", 10, 82, 100), line("and one below that does", 10, 82, 120)]
+    assert [l.text for l in _rejoined(around + wide)][1] == "of the eye" and len(_rejoined(around[:1] + wide)) == 4      # nothing below: they may be columns
+
+def test_a_doubtful_line_is_read_alone_and_the_surer_reading_stays(monkeypatch):
+    page = np.full((400, 900), 255, np.uint8)
+    for x in range(60, 700, 24): page[100:122, x:x + 16] = 0
+    def reader(image, lang, psm): return [dict(text="左眼" if psm == 7 else "在了", left=40, top=40, width=900, height=30, conf=90 if psm == 7 else 30)]
+    monkeypatch.setattr("keepfit_nb.scans._words", reader)
+    assert [l.text for l in ocr_lines(page, 200., "chi_sim")] == ["左眼"]
