@@ -239,14 +239,16 @@ def stage(
     return register
 
 # %% ../nbs/00_profiles.ipynb #27b33d10
-def _statements(source: str) -> set[str]:
+@functools.lru_cache(maxsize=None)
+def _statements(source: str) -> frozenset[str]:
     "The statements of some code as text, without imports, docstrings, comments and layout."
     skip = (ast.Import, ast.ImportFrom)
     named = lambda n: isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == "__all__"
     plain = lambda n: isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant)
-    return {ast.dump(n) for n in ast.parse(source).body if not isinstance(n, skip) and not named(n) and not plain(n)}
+    return frozenset(ast.dump(n) for n in ast.parse(source).body if not isinstance(n, skip) and not named(n) and not plain(n))
 
-def _imported(source: str) -> set[str]:
+@functools.lru_cache(maxsize=None)
+def _imported(source: str) -> frozenset[str]:
     "Which modules of the kit some code imports, wherever in it."
     found = set()
     for n in ast.walk(ast.parse(source)):
@@ -255,7 +257,7 @@ def _imported(source: str) -> set[str]:
         if n.level == 1 or name.startswith("keepfit_nb"):
             inside = name if n.level else name.partition(".")[2]
             found |= {inside.split(".")[0]} if inside else {a.name for a in n.names}
-    return found
+    return frozenset(found)
 
 # %% ../nbs/00_profiles.ipynb #667b7019
 def _shell_cells() -> list[str]:

@@ -11,6 +11,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")       # two processes share two co
 os.environ.setdefault("HF_HUB_OFFLINE", "1")          # no test reaches for a hub
 
 
+def pytest_collection_modifyitems(items):
+    "The longest file first: two processes share the files, and none should begin it when the other has nothing left."
+    items.sort(key=lambda item: item.path.name != "test_running.py")
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     "The checkout."

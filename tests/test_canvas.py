@@ -81,7 +81,7 @@ def test_film_and_paint():
     blend(img, c, (1., 1., 1.)); assert np.allclose(img[:, 6, 7], [.625, .75, .6875])
 
 
-@pytest.mark.parametrize("kind", sorted({**DEEP, **SURFACE, **MEDIA}))
+@pytest.mark.parametrize("kind", sorted({**DEEP, **SURFACE, **MEDIA}.keys() - {"spared strip"}))      # a strip is spared from what lies around it
 def test_every_painter_shows_its_lesion_and_only_there(kind):
     s = Scene(one(kind), 96); s.img += np.float32([.8, .42, .22])[:, None, None]; before = s.img.copy()
     for layer in (DEEP, SURFACE, MEDIA): paint(s, layer)
