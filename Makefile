@@ -30,7 +30,7 @@ real: install  ## the same chain on real images: $$KEEPFIT_REAL, or the sources 
 test: install  ## every test a change must pass (≤ 25 minutes on 2 cores)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu" --durations=15
 
-test-slow: install  ## the heavy tests: killed processes, the wheel elsewhere, the docs
+test-slow: install  ## the heavy tests: all chapters as one chain, killed processes, the wheel elsewhere, the docs
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow and not gpu" --durations=15
 
 study: install  ## measurements that need more time than a demo; resumable; into benchmarks/results/study.json

@@ -23,7 +23,7 @@ DISEASES = ["normal", "diabetic retinopathy", "diabetic macular edema", "branch 
 SIZES = dict(n_public=3000, n_elite=600, n_eval_train=0, n_eval_test=2040, size=64)
 EYES = 2026      # seed of the simulated eyes; settings were chosen on other eyes (seed 0)
 BEGINNING = dict(text_steps=600, token_steps=800)      # of the text encoder and the image tokenizer that some rows begin with
-STEPS, SETTINGS, MAIN = 400, ["batch_size=48", "sentences=.5", "reference_start=.4"], ["public", "elite", "keepfit"]
+STEPS, SETTINGS = 400, ["batch_size=48", "sentences=.5", "reference_start=.4"]
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -109,12 +109,11 @@ def write_report(file):
 
 
 def measure(folder="runs/study_ablation", processes=os.cpu_count(), device="cpu"):
-    "The whole study in `folder`, cell by cell, and on with what is there; flat values, nothing while no cell is done."
+    "The whole study in `folder`, cell by cell, and on with what is there: five seeds of every row, ten of the main ones; flat values."
     folder = Path(folder); bundle = folder / "bundle"
     if not (bundle / "bundle.json").exists(): draw(bundle, SIZES, processes)
     if not (bundle / "11_appearance" / "counts.npy").exists(): learn(bundle, device, **BEGINNING)
-    words = ["--bundle", bundle, "--out", folder, "--steps", STEPS, "--processes", processes, "--device", device, "--set", *SETTINGS]
-    train([str(w) for w in [*words, "--rows", *MAIN, "--seeds", "0-9"]]); train([str(w) for w in [*words, "--seeds", "0-4"]])
+    train([str(w) for w in ("--bundle", bundle, "--out", folder, "--seeds", "0-4", "--more-seeds", "5-9", "--steps", STEPS, "--processes", processes, "--device", device, "--set", *SETTINGS)])
     return write_report(folder / "study.json")
 
 
@@ -122,7 +121,7 @@ def main():
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ask.add_argument("what", choices=["bundle", "draw", "learn", "report", "study"]); ask.add_argument("place")
     for name, value in SIZES.items(): ask.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
-    ask.add_argument("--device", default="cpu"); ask.add_argument("--text-steps", type=int, default=600); ask.add_argument("--token-steps", type=int, default=800)
+    ask.add_argument("--device", default="cpu"); ask.add_argument("--text-steps", type=int, default=BEGINNING["text_steps"]); ask.add_argument("--token-steps", type=int, default=BEGINNING["token_steps"])
     ask.add_argument("--processes", type=int, default=os.cpu_count()); ask.add_argument("--run-dir", default="runs/study_ablation")
     a = ask.parse_args(); sizes = {k: getattr(a, k) for k in SIZES}
     if a.what == "study": print(json.dumps(measure(a.place, a.processes, a.device), indent=1))

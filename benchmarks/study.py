@@ -18,7 +18,7 @@ RESULTS = Path(__file__).parent / "results" / "study.json"
 def save(part, values):
     "Replace a part's values; the other parts stay. The ablation's names begin with the kind of question, all others with the part."
     named = values if part == "ablation" else {f"{part}.{k}": v for k, v in values.items()}
-    gone = tuple({f"{k.split('.')[0]}." for k in named} | {part + "."}) if named else ()
+    gone = tuple({f"{k.split('.')[0]}." for k in named})
     old = {k: v for k, v in read_json(RESULTS, {}).items() if not k.startswith(gone)}
     RESULTS.parent.mkdir(exist_ok=True)
     write_json(RESULTS, dict(sorted({**old, **named}.items())))
@@ -112,9 +112,9 @@ def ablation():
 
 
 NAMES = {("captions", "consistency"): "caption_consistency"}      # (file, its name) → the name in the study
-PARTS = dict(records=measured("records_million"), phantoms=measured("captions", "phantom_speed"), atlas=measured("atlas"),
-             realism=measured("realism"), learnability=learnability, speed=measured("loading", "step_speed"), mlm=measured("mlm"), tokenizer=measured("tokenizer"),
-             caption=measured("captioning"), ablation=ablation, spark=spark, real=real)
+FILES = dict(records=("records_million",), phantoms=("captions", "phantom_speed"), atlas=("atlas",), realism=("realism",), speed=("loading", "step_speed"),
+             mlm=("mlm",), tokenizer=("tokenizer",), caption=("captioning",))      # part → the files beside this one that measure it
+PARTS = {part: measured(*files) for part, files in FILES.items()} | dict(learnability=learnability, ablation=ablation, spark=spark, real=real)
 CAMERAS = ("fundus", "angiography", "oct")
 MODULES = dict(records=("records", "leaks"), phantoms=("captions", "reading", *CAMERAS), atlas=("atlas", "pages", "houses"), realism=CAMERAS, learnability=CAMERAS, speed=("images", "decoding", "training", "pretraining"),
                mlm=("text_pretraining",), tokenizer=("tokenizer",), caption=("decoder", "captions"))    # the chains and the ablation check themselves
@@ -122,8 +122,7 @@ MODULES = dict(records=("records", "leaks"), phantoms=("captions", "reading", *C
 
 def code_of(part):
     "Fingerprint of what a part measures and how; empty for the chains, which check themselves."
-    files = [Path(__file__).parent / f"{n}.py" for n in dict(records=["records_million"], phantoms=["captions", "phantom_speed"], speed=["loading", "step_speed"], caption=["captioning"]).get(part, [part])]
-    own = [hashlib.sha256(f.read_bytes()).hexdigest()[:6] for f in files if f.exists()]
+    own = [hashlib.sha256((Path(__file__).parent / f"{n}.py").read_bytes()).hexdigest()[:6] for n in FILES.get(part, ())]
     return "-".join([source_fingerprint(m)[:6] for m in MODULES[part]] + own) if part in MODULES else ""
 
 

@@ -156,8 +156,8 @@ def test_same_bytes_for_any_number_of_processes(tmp_path, monkeypatch):
     def fork(): raise AssertionError("forked: a child of a process with threads may hang")
     monkeypatch.setattr(os, "fork", fork)
     settings, rows = Settings(**FEW | dict(n_public=9), masks=True), {}
-    for n in (1, 2): rows[n] = make_sets(tmp_path / str(n), settings.model_copy(update=dict(processes=n)), 5).to_list()
-    assert rows[1] == rows[2] and digest(tmp_path / "1") == digest(tmp_path / "2")
+    for n in (1, 2, 3): rows[n] = make_sets(tmp_path / str(n), settings.model_copy(update=dict(processes=n)), 5).to_list()
+    assert rows[1] == rows[2] == rows[3] and digest(tmp_path / "1") == digest(tmp_path / "2") == digest(tmp_path / "3")
     assert len(digest(tmp_path / "1")) == 2 * len(rows[1]) + 1                                    # pictures, label files, labels.json
 
 def test_another_seed_is_another_set():

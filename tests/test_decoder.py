@@ -191,7 +191,7 @@ def test_detokenise(text, expected): assert detokenise(text) == expected
 def test_nothing_is_lost_between_caption_and_tokens():
     from keepfit_nb.reading import many_eyes, pictures, read
     from keepfit_nb.speech import caption
-    texts = [caption(e, m, i % 5, "en", p) for i, e in enumerate(many_eyes(80, 11)) for m, p in pictures(e)]
+    texts = [caption(e, m, i % 5, "en", p) for i, e in enumerate(many_eyes(300, 11)) for m, p in pictures(e)]
     words = train_tokenizer(texts, 2000, 128)
     for text in texts:
         back = detokenise(words.decode(words(text)["input_ids"], skip_special_tokens=True, clean_up_tokenization_spaces=False))

@@ -200,8 +200,8 @@ def test_learned_gate_beats_one_half():
     def teach(**kw):
         torch.manual_seed(0)
         inj = Injection(24, Settings(appearance=True, leave_one_out="match", **kw), patch_dim=16)
-        opt = torch.optim.AdamW(inj.parameters(), lr=2e-2)
-        for step in range(40):
+        opt = torch.optim.AdamW(inj.parameters(), lr=1e-2)
+        for step in range(80):
             now = toy_world(60, seed=1000 + step) | dict(modality=torch.zeros(60, dtype=torch.long), index=torch.arange(60))
             now["kin"] = now["disease"][:, None] == now["disease"]
             loss = inj(now, now, now["kin"])["leave_one_out"]; opt.zero_grad(); loss.backward(); opt.step()
@@ -241,7 +241,7 @@ def test_gradcheck():
         out = torch.func.functional_call(inj.eval(), dict(zip(names, weights)), (p, e))
         return out["leave_one_out"]
     names, weights = zip(*[(k, w) for k, w in inj.named_parameters() if "log_scale" not in k and "lens" not in k])
-    assert torch.autograd.gradcheck(run, weights, atol=1e-6, fast_mode=True)     # along random directions of all weights
+    assert torch.autograd.gradcheck(run, weights, atol=1e-6)
 
 
 def test_sharpened():

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
 
 from keepfit_nb.encoders import Settings as EncoderSettings, make_tokenizer, text_config
 from keepfit_nb.images import ImageCache
@@ -126,13 +127,8 @@ TWO = TOY.model_copy(update=dict(text_layers=2))      # V1 averages layers 1, 2 
 @pytest.fixture(scope="module")
 def v1_place(place, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("v1") / "tokenizer"; shutil.copytree(place / "tokenizer", folder)
-    text_config(TWO, len(make_model_tokenizer(folder))).save_pretrained(folder)
+    text_config(TWO, AutoConfig.from_pretrained(folder).vocab_size).save_pretrained(folder)
     return folder
-
-
-def make_model_tokenizer(folder):
-    from transformers import AutoTokenizer
-    return AutoTokenizer.from_pretrained(folder)
 
 
 def test_v1_losses_are_those_of_chapter_12_3(v1_place, cache):
@@ -146,8 +142,7 @@ def test_v1_losses_are_those_of_chapter_12_3(v1_place, cache):
         w = net.text_projection(vectors)[batch["text"]]
         want = first_version_losses(v[:n], w[:n], batch["drawn"], v[n:], w[n:], net.reference, net.scale, 100.)
     for k in ("public", "elite", "reference", "loss"): assert torch.allclose(found[k], want[k], atol=1e-5), k
-    texts = list(np.array(batch["drawn"]))
-    assert len(texts) == n and set(texts) <= {c for names in CLASSES.values() for c in names}
+    assert len(batch["drawn"]) == n and set(batch["drawn"]) <= {c for names in CLASSES.values() for c in names}
 
 
 def test_v1_text_vectors_depend_on_their_neighbours_and_ours_do_not(v1_place, place, cache, model):

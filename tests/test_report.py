@@ -72,5 +72,5 @@ def test_the_page_agrees_with_the_summary_of_a_real_stage(tmp_path):
     roles, _, summary = M.gather(M.Settings(sets=[], root=str(tmp_path / "sets"), unseen=["glaucoma"]))
     summary["near_copies"].pop("rows"); (tmp_path / "run" / "05_sources").mkdir(parents=True); write_json(tmp_path / "run" / "05_sources" / "summary.json", summary)
     notes = " ".join(report.source_notes(tmp_path / "run"))
-    assert "Kept unseen: glaucoma" in notes and "(rule: report)" in notes and f"{len(summary['absent'])} set" in notes
+    assert "Kept unseen: glaucoma" in notes and "(rule: report)" in notes and f"{len(summary['absent'])} sets of the registry" in notes
     assert set(report.absent_sets(tmp_path / "run")) == set(summary["absent"]) and "LAG" in summary["absent"]
