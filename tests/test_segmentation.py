@@ -206,7 +206,7 @@ def test_loss_of_smp_is_the_equation():
     dice = sum(1 - 2 * (p[:, k] * t[:, k]).sum() / (p[:, k] + t[:, k]).sum() for k in (0, 1)) / 2
     entropy = -(t * p.log() + (1 - t) * (1 - p).log()).mean()
     loss = model(dict(images=e.images, masks=e.masks))
-    assert loss["loss"].item() == pytest.approx((dice + entropy).item(), abs=1e-5)
+    assert loss["loss"].item() == pytest.approx((dice + entropy).item(), abs=1e-4)
 
 
 def test_answers_begin_with_the_share_of_the_masks():
