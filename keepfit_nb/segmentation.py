@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['GRID', 'stages_of', 'pyramid', 'Segmenter', 'flip_together', 'flipping_batches', 'choose_thresholds', 'Best',
-           'Settings', 'learnable', 'train_segmenter', 'encoders_of', 'phantom_sets', 'keep_learnable',
-           'score_segmenter', 'result_rows', 'build']
+           'Settings', 'learnable', 'train_segmenter', 'mean_mask', 'score_probs', 'encoders_of', 'phantom_sets',
+           'keep_learnable', 'score_segmenter', 'result_rows', 'build']
 
 # %% ../nbs/17b_segmentation.ipynb #4dc15be6
 import copy, shutil, time, zlib
@@ -133,7 +133,7 @@ def flipping_batches(eyes: Eyes, batch_size: int, seed: int = 0, upright: bool =
     return batches
 
 # %% ../nbs/17b_segmentation.ipynb #eb155dc4
-GRID = tuple(round(.1 * k, 1) for k in range(1, 10))      # thresholds that are tried
+GRID = (.02, .05, *(round(.1 * k, 1) for k in range(1, 10)))      # thresholds that are tried; low ones for rare things and short trainings
 
 def choose_thresholds(
     probs: Tensor,           # (N, K, H, W)
@@ -218,6 +218,17 @@ def train_segmenter(
     thresholds, score = choose_thresholds(model.probs(val.images), val)
     return model.eval(), thresholds, dict(best_step=int(best.step), val_dice=score, steps=steps)
 
+# %% ../nbs/17b_segmentation.ipynb #26aa46b6
+def mean_mask(train: Eyes, n: int) -> Tensor:
+    "(n, K, S, S): the mean training mask, mirrored as well (right eyes and left ones), as the answer to each of n pictures."
+    mean = train.masks.float().mean(0)
+    return ((mean + mean.flip(-1)) / 2).expand(n, *mean.shape)
+
+def score_probs(probs: Tensor, thresholds: list[float], test: Eyes) -> dict:
+    "Masks painted on the test eyes (bool), Dice and IoU (N, K), which truths are not empty and which answers, as arrays."
+    said = probs >= torch.tensor(thresholds).view(1, -1, 1, 1)
+    return dict(said=said.numpy(), there=test.present.numpy(), painted=said.flatten(2).any(2).numpy(), **{k: v.numpy() for k, v in overlaps(said, test.masks).items()})
+
 # %% ../nbs/17b_segmentation.ipynb #b9359dfb
 def encoders_of(run, settings: Settings, inputs: dict):
     "Name, seed and image encoder of each model: the variants of the run, then the encoder that they started from."
@@ -241,10 +252,7 @@ def keep_learnable(sets: dict[str, Eyes]) -> tuple[dict[str, Eyes], list[str]]:
     if not there: raise ValueError(f"no test eye of {sets['test'].source} {sets['test'].modality} shows what training shows; raise segmentation.n_test")
     return {k: v.only(there) for k, v in sets.items()}, [t for t in sets["train"].targets if t not in there]
 
-def score_segmenter(model: Segmenter, thresholds: list[float], test: Eyes) -> dict:
-    "Masks painted on the test eyes (bool), Dice and IoU (N, K), and which truths are not empty, as arrays."
-    said = model.probs(test.images) >= torch.tensor(thresholds).view(1, -1, 1, 1)
-    return dict(said=said.numpy(), there=test.present.numpy(), painted=said.flatten(2).any(2).numpy(), **{k: v.numpy() for k, v in overlaps(said, test.masks).items()})
+def score_segmenter(model: Segmenter, thresholds: list[float], test: Eyes) -> dict: return score_probs(model.probs(test.images), thresholds, test)
 
 def result_rows(about: dict, test: Eyes, scores: dict, settings: Settings, seed: int) -> list[dict]:
     "Rows of chapter 14's table: a Dice and an IoU for each target."
@@ -257,6 +265,12 @@ def result_rows(about: dict, test: Eyes, scores: dict, settings: Settings, seed:
     return rows
 
 # %% ../nbs/17b_segmentation.ipynb #6352ffc6
+def _blind(run, settings: Settings, sets: dict[str, Eyes]) -> list[dict]:
+    "Rows of the mean mask."
+    train, val, test = (sets[k] for k in ("train", "val", "test"))
+    scores = score_probs(mean_mask(train, len(test)), choose_thresholds(mean_mask(train, len(val)), val)[0], test)
+    return result_rows(dict(run=run.dir.name, model="mean mask", seed=run.seed, protocol="segmentation, no picture"), test, scores, settings, run.seed)
+
 def _cell(run, folder: Path, settings: Settings, encoder, about: dict, sets: dict[str, Eyes], mode: str, fraction: float) -> tuple[list, list]:
     "Train and score one cell, or read what an earlier attempt left: result rows and facts of each target."
     test, n = sets["test"], max(1, round(fraction * len(sets["train"])))
@@ -287,6 +301,7 @@ def build(run, folder: Path, settings: Settings, inputs: dict[str, Path]) -> dic
     elif settings.real: sets += real_sets(real_folder(), settings.real_size or cache.size, cache.about.get("crop", True), settings.cover)
     for k, some in enumerate(sets):
         sets[k], absent = keep_learnable(some); left += [f"{some['train'].source} {some['train'].modality} {t}" for t in absent]
+        rows += _blind(run, settings, sets[k])
     for name, seed, encoder in encoders_of(run, settings, inputs):
         for some in sets:
             for mode in settings.modes:
@@ -297,4 +312,4 @@ def build(run, folder: Path, settings: Settings, inputs: dict[str, Path]) -> dic
     full = table[(table.metric == "Dice") & (table.set == "phantoms") & (table.shots == 0)]
     mean = full.groupby(["model", "protocol"]).value.mean()
     return dict(rows=len(table), trainings=len({(f["model"], f["seed"], f["source"], f["modality"], f["mode"], f["train"]) for f in facts}), left_out=", ".join(left) or "none",
-                **{f"dice_{m}_{p.split(', ')[1]}": float(v) for (m, p), v in mean.items()})
+                **{f"dice_{m}_{p.split(', ')[1]}".replace(" ", "_"): float(v) for (m, p), v in mean.items()})

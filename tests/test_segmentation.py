@@ -176,6 +176,12 @@ def test_best_moment_is_kept_and_patience_ends(tmp_path, monkeypatch):
     assert facts["best_step"] == 3 and facts["steps"] == 9 and torch.equal(kept[0], kept[-1])
 
 
+def test_mean_mask_has_not_looked():
+    train = squares(6, k=2); answer = sg.mean_mask(train, 3)
+    assert answer.shape == (3, 2, 32, 32) and torch.equal(answer[0], answer[2]) and torch.equal(answer, answer.flip(-1))
+    assert torch.allclose(answer[0].mean((1, 2)), train.masks.float().mean((0, 2, 3)))
+
+
 def test_thresholds_come_from_validation_eyes():
     eyes = squares(4, k=2); eyes.masks[:, 1] = False
     probs = torch.where(eyes.masks, .35, .15)
@@ -281,9 +287,9 @@ def test_stage_leaves_rows_and_goes_on_where_it_was_killed(tmp_path, monkeypatch
     from keepfit_nb.evaluation import RESULT_COLUMNS
     build = small_run(tmp_path, monkeypatch); metrics = build()
     table = pd.read_parquet(tmp_path / "17b" / "results.parquet"); facts = pd.read_csv(tmp_path / "17b" / "facts.csv")
-    assert tuple(table.columns) == RESULT_COLUMNS and set(table.metric) == {"Dice", "IoU"} and set(table.model) == {"start", "keepfit"}
+    assert tuple(table.columns) == RESULT_COLUMNS and set(table.metric) == {"Dice", "IoU"} and set(table.model) == {"start", "keepfit", "mean mask"}
     assert set(table.kind) == {"segmentation"} and table.value.between(0, 1).all() and (table.n >= 1).all()
-    assert metrics["trainings"] == 2 and {"dice_start_frozen", "dice_keepfit_frozen"} <= metrics.keys() and len(facts) == len(table) // 2
+    assert metrics["trainings"] == 2 and {"dice_start_frozen", "dice_keepfit_frozen", "dice_mean_mask_no_picture"} <= metrics.keys() and len(facts) == (table.model != "mean mask").sum() // 2 and metrics["dice_mean_mask_no_picture"] > 0
     assert not (tmp_path / "17b" / "work").exists() or not list((tmp_path / "17b" / "work").iterdir())
     cell = tmp_path / "17b" / "cells" / "start-0-phantoms-CFP-frozen-5.json"; kept = json.loads(cell.read_text()); kept["rows"][0]["value"] = .123
     cell.write_text(json.dumps(kept)); next((tmp_path / "17b" / "cells").glob("keepfit*.json")).unlink()
@@ -302,5 +308,5 @@ def test_stage_on_real_masks_keeps_no_picture(tmp_path, monkeypatch):
     (tmp_path / "real").mkdir(); make_real(tmp_path / "real"); monkeypatch.setenv("KEEPFIT_REAL", str(tmp_path / "real"))
     small_run(tmp_path, monkeypatch, real=True, fractions=[.5, 1.])()
     table = pd.read_parquet(tmp_path / "17b" / "results.parquet"); real = table[table.set == "drive"]
-    assert set(real.shots) == {0, 2} and set(real.task) == {"drive CFP vessels"} and set(table[table.shots > 0].shots) == {2}
+    assert set(real.shots) == {0, 2} and "mean mask" in set(real.model) and set(real.task) == {"drive CFP vessels"} and set(table[table.shots > 0].shots) == {2}
     assert not list((tmp_path / "17b" / "cells").glob("*drive*.npz")) and list((tmp_path / "17b" / "cells").glob("*phantoms*.npz"))
