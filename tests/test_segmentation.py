@@ -279,7 +279,7 @@ def small_run(tmp_path, monkeypatch, **more):
     monkeypatch.setattr(sg, "ImageCache", lambda folder: SimpleNamespace(size=32, about=dict(crop=True)))
     monkeypatch.setattr(sg, "encoders_of", lambda run, settings, inputs: iter([("start", 0, encoder()), ("keepfit", 0, encoder(seed=1))]))
     plan = sg.Settings(**QUICK | dict(n_train=5, n_val=5, n_test=5, modalities=["CFP"], modes=["frozen"], bootstrap=50) | more)
-    run = SimpleNamespace(dir=tmp_path, seed=0, device="cpu", section=lambda name, cls: cls(size=32))
+    run = SimpleNamespace(dir=tmp_path, seed=0, device="cpu", variants={"keepfit": {}}, section=lambda name, cls: cls(size=32))
     return lambda: sg.build(run, tmp_path / "17b", plan, {"06_images": tmp_path / "06_images", "13_pretraining": tmp_path})
 
 
@@ -295,6 +295,11 @@ def test_stage_leaves_rows_and_goes_on_where_it_was_killed(tmp_path, monkeypatch
     cell.write_text(json.dumps(kept)); next((tmp_path / "17b" / "cells").glob("keepfit*.json")).unlink()
     build(); again = pd.read_parquet(tmp_path / "17b" / "results.parquet")
     assert again.value[again.model == "keepfit"].equals(table.value[table.model == "keepfit"]) and (again.value == .123).sum() == 1      # one read, one trained again
+
+
+def test_unknown_model_fails_before_anything_is_drawn(tmp_path, monkeypatch):
+    monkeypatch.setattr(sg, "phantom_sets", lambda *a: pytest.fail("too late"))
+    with pytest.raises(ValueError, match="segmentation.models: .*did you mean 'keepfit'"): small_run(tmp_path, monkeypatch, models=["start", "keepfitt"])()
 
 
 def test_stage_without_the_real_folder_says_so(tmp_path, monkeypatch, capsys):
