@@ -95,7 +95,7 @@ class Eyes:
     targets: tuple                  # K names
     modality: str = "CFP"
     source: str = "phantoms"
-    strata: list = field(default_factory=list)      # N: disease, held fixed by the bootstrap
+    diseases: list = field(default_factory=list)    # N: what the eye has, for figures
     patients: list = field(default_factory=list)    # N: whose eye
 
     def __post_init__(self):
@@ -106,7 +106,7 @@ class Eyes:
         if self.images.is_floating_point() and not self.images.isfinite().all():
             raise ValueError(f"picture {int((~self.images.isfinite()).flatten(1).any(1).nonzero()[0, 0])} holds NaN or infinite values")
         self.masks, self.targets = self.masks.bool(), tuple(self.targets)
-        self.strata, self.patients = list(self.strata) or [""] * n, list(self.patients) or [""] * n
+        self.diseases, self.patients = list(self.diseases) or [""] * n, list(self.patients) or [""] * n
 
     def __len__(self): return len(self.images)
     @property
@@ -118,7 +118,7 @@ def take(self: Eyes, rows) -> Eyes:
     "Some of the eyes, in this order."
     rows = [int(r) for r in rows]
     pick = lambda items: [items[r] for r in rows]
-    return replace(self, images=self.images[rows], masks=self.masks[rows], strata=pick(self.strata), patients=pick(self.patients))
+    return replace(self, images=self.images[rows], masks=self.masks[rows], diseases=pick(self.diseases), patients=pick(self.patients))
 
 @patch
 def only(self: Eyes, targets) -> Eyes:
@@ -133,7 +133,7 @@ def draw_eyes(modality: str, split: str, n: int, size: int, seed: int = 0, drawn
     raw = [draw_eye(modality, split, i, seed, drawn or size) for i in range(n)]
     images, masks = zip(*[prepare_pair(image, mask, size, crop, cover) for image, mask, _, _ in raw])
     return Eyes(torch.stack(images), torch.stack(masks), tuple(t.name for t in targets_of(modality)), modality,
-                strata=[d for *_, d, _ in raw], patients=[f"p{own}" for *_, own in raw])
+                diseases=[d for *_, d, _ in raw], patients=[f"p{own}" for *_, own in raw])
 
 # %% ../nbs/17b.1_masks.ipynb #a8f3e20d
 def overlaps(
@@ -149,16 +149,16 @@ def overlaps(
 def mean_overlap(
     values,                  # (N,) Dice or IoU of each eye
     there,                   # (N,) bool: the truth of this eye is not empty
-    strata, patients,        # (N,) each
+    patients,                # (N,) whose eye; "": each for itself
     n: int = 1000,           # replicates
     seed: int = 0,
     confidence: float = .95,
 ) -> tuple[float, float, float]:     # value, low, high; nan without eyes, an interval only from two on
-    "Mean over the eyes that show the target, with a percentile interval by patient within strata (chapter 14)."
+    "Mean over the eyes that show the target, with a percentile interval over patients (chapter 14)."
     keep = np.flatnonzero(np.asarray(there)); values = np.asarray(values, np.float64)[keep]
     if not len(keep): return (np.nan,) * 3
     if len(keep) < 2: return float(values[0]), np.nan, np.nan
-    weights = resample([strata[i] for i in keep], n, seed, [patients[i] for i in keep])
+    weights = resample(np.zeros(len(keep)), n, seed, [patients[i] for i in keep])
     return (float(values.mean()), *interval(weights @ values / weights.sum(1), confidence))
 
 # %% ../nbs/17b.1_masks.ipynb #ba615431

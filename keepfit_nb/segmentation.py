@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['GRID', 'stages_of', 'pyramid', 'Segmenter', 'flip_together', 'flipping_batches', 'choose_thresholds', 'Best',
-           'Settings', 'learnable', 'train_segmenter', 'mean_mask', 'score_probs', 'encoders_of', 'phantom_sets',
-           'keep_learnable', 'score_segmenter', 'result_rows', 'build']
+           'watcher', 'Settings', 'learnable', 'train_segmenter', 'mean_mask', 'score_probs', 'model_names',
+           'encoders_of', 'phantom_sets', 'keep_learnable', 'score_segmenter', 'result_rows', 'build']
 
 # %% ../nbs/17b_segmentation.ipynb #4dc15be6
 import copy, shutil, time, zlib
@@ -96,6 +96,7 @@ def forward(self: Segmenter, batch: dict) -> dict[str, Tensor]:
     area, pixels = self.area(logits, truth), self.pixels(logits, truth)
     return dict(loss=area + pixels, dice_loss=area, cross_entropy=pixels)
 
+# %% ../nbs/17b_segmentation.ipynb #ed41e423
 @patch
 def train(self: Segmenter, mode: bool = True) -> Segmenter:
     "A frozen encoder stays in evaluation mode: its batch statistics are part of its weights."
@@ -153,12 +154,23 @@ class Best(nn.Module):
         self.model = copy.deepcopy(model).requires_grad_(False)
         self.register_buffer("score", torch.tensor(-1., dtype=torch.float64)); self.register_buffer("step", torch.tensor(0))
 
+# %% ../nbs/17b_segmentation.ipynb #22398292
 class _Enough(Exception): "Nothing has improved for `patience` steps."
 
-# %% ../nbs/17b_segmentation.ipynb #40466555
+def watcher(best: Best, val: Eyes, settings):
+    "What `fit` calls after each step: keep the weights with the best validation Dice, stop when it has not risen for `patience` steps."
+    def look(step: int, now: Segmenter) -> None:
+        if step % settings.check_every and step != settings.steps: return
+        score = choose_thresholds(now.probs(val.images), val)[1]
+        if score > best.score:
+            best.score.fill_(score); best.step.fill_(step); best.model.load_state_dict(now.state_dict())
+        elif step - int(best.step) >= settings.patience: raise _Enough(step)
+    return look
+
+# %% ../nbs/17b_segmentation.ipynb #129d13f4
 class Settings(BaseModel, extra="forbid"):
     "Segmentation transfer."
-    models: list[str] = ["start", "public", "keepfit"]      # variants; start: the encoder before pretraining. Those that the run has
+    models: list[str] | None = None                         # variants, and start, the encoder before pretraining; null: all
     modes: list[Literal["frozen", "fine-tuned"]] = ["frozen", "fine-tuned"]
     modalities: list[Literal[MODALITIES]] = list(MODALITIES)
     n_train: int = Field(48, ge=1)                          # drawn eyes of each camera to learn from
@@ -178,6 +190,7 @@ class Settings(BaseModel, extra="forbid"):
     real: bool = False                                      # also the masks in the folder of real images
     real_size: int = Field(0, ge=0, le=1024)                # pixels of those; 0: as all images
 
+# %% ../nbs/17b_segmentation.ipynb #483875e7
 def learnable(train: Eyes) -> list[str]:
     "Targets that some training eye shows. ValueError when none does: nothing could be learned."
     found = [t for t, n in zip(train.targets, train.present.sum(0).tolist()) if n]
@@ -185,7 +198,7 @@ def learnable(train: Eyes) -> list[str]:
                                    "draw more eyes (segmentation.n_train), or check the mask files")
     return found
 
-# %% ../nbs/17b_segmentation.ipynb #22398292
+# %% ../nbs/17b_segmentation.ipynb #ef740e26
 def train_segmenter(
     encoder: ImageEncoder,       # copied, never changed
     train: Eyes, val: Eyes,
@@ -204,15 +217,9 @@ def train_segmenter(
     seed_everything(seed)
     model = Segmenter(copy.deepcopy(encoder), train.targets, mode, s.widths, train.images.shape[-1], train.masks.float().mean((0, 2, 3)))
     best, plan = Best(model), TrainingSettings(lr=s.lr, steps=s.steps, log_every=s.check_every, lr_scales={"encoder": s.encoder_lr} if mode == "fine-tuned" else {})
-    def look(step: int, now: nn.Module) -> None:
-        if step % s.check_every and step != s.steps: return
-        score = choose_thresholds(now.probs(val.images), val)[1]
-        if score > best.score:
-            best.score.fill_(score); best.step.fill_(step); best.model.load_state_dict(now.state_dict())
-        elif step - int(best.step) >= s.patience: raise _Enough(step)
     steps = s.steps
     try: fit(model, flipping_batches(train, s.batch_size, seed, train.modality == "OCT"), plan, folder, seed=seed, device=device,
-             after_step=look, extras={"best": best}, label=f"{train.modality} {mode}", verbose=verbose)
+             after_step=watcher(best, val, s), extras={"best": best}, label=f"{train.modality} {mode}", verbose=verbose)
     except _Enough as stop: steps = stop.args[0]
     model.load_state_dict(best.model.state_dict())
     thresholds, score = choose_thresholds(model.probs(val.images), val)
@@ -230,12 +237,20 @@ def score_probs(probs: Tensor, thresholds: list[float], test: Eyes) -> dict:
     return dict(said=said.numpy(), there=test.present.numpy(), painted=said.flatten(2).any(2).numpy(), **{k: v.numpy() for k, v in overlaps(said, test.masks).items()})
 
 # %% ../nbs/17b_segmentation.ipynb #b9359dfb
+def model_names(run, settings: Settings) -> list[str]:
+    "The models that are asked for; ValueError with the nearest for one that the run has not."
+    known = [*run.variants, "start"]
+    for m in settings.models or []:
+        if m not in known: raise ValueError("segmentation.models: " + nearest(m, known, "model"))
+    return [m for m in known if settings.models is None or m in settings.models]
+
 def encoders_of(run, settings: Settings, inputs: dict):
-    "Name, seed and image encoder of each model: the variants of the run, then the encoder that they started from."
+    "Name, seed and image encoder of each model: variants of the run, then the encoder that they started from."
     from keepfit_nb.pretraining import KeepFIT
-    for name in [v for v in run.variants if v in settings.models]:
+    names = model_names(run, settings)
+    for name in [n for n in names if n != "start"]:
         for seed in run.seeds: yield name, seed, KeepFIT.from_pretrained(inputs["13_pretraining"] / name / str(seed)).image_encoder.eval()
-    if "start" not in settings.models: return
+    if "start" not in names: return
     seed_everything(run.seeds[0])                             # the same first weights as KeepFIT's own
     yield "start", run.seeds[0], build_image_encoder(run.section("encoders", EncoderSettings), ImageCache(inputs["06_images"]).size).eval()
 
@@ -260,7 +275,7 @@ def result_rows(about: dict, test: Eyes, scores: dict, settings: Settings, seed:
     for k, target in enumerate(test.targets):
         there = scores["there"][:, k]; task = f"{test.source} {test.modality} {target}"
         for metric in ("Dice", "IoU"):
-            value, low, high = mean_overlap(scores[metric][:, k], there, test.strata, test.patients, settings.bootstrap, zlib.crc32(f"{seed} {task}".encode()), settings.confidence)
+            value, low, high = mean_overlap(scores[metric][:, k], there, test.patients, settings.bootstrap, zlib.crc32(f"{seed} {task}".encode()), settings.confidence)
             rows.append(ResultRow(**about, set=test.source, task=task, kind="segmentation", modality=test.modality, metric=metric, value=value, low=low, high=high, n=int(there.sum())).model_dump())
     return rows
 
@@ -295,7 +310,7 @@ def _cell(run, folder: Path, settings: Settings, encoder, about: dict, sets: dic
 def build(run, folder: Path, settings: Settings, inputs: dict[str, Path]) -> dict:
     "Leave results.parquet, facts.csv (threshold, best step, clean eyes …) and cells/, one file a training."
     cache, rows, facts, left = ImageCache(inputs["06_images"]), [], [], []
-    (folder / "cells").mkdir(exist_ok=True)
+    (folder / "cells").mkdir(exist_ok=True); model_names(run, settings)
     sets = phantom_sets(run, settings, cache)
     if settings.real and not (real_folder() / "records.csv").exists(): print("segmentation: the real masks are not here (KEEPFIT_REAL); left out", flush=True)
     elif settings.real: sets += real_sets(real_folder(), settings.real_size or cache.size, cache.about.get("crop", True), settings.cover)

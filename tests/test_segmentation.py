@@ -54,7 +54,7 @@ def test_mask_stays_on_its_picture_under_crop_and_resize(h, w, border, seed, siz
 def test_drawn_eyes_go_through_the_cache_s_own_preprocessing():
     eyes = mk.draw_eyes("CFP", "test", 2, 48, seed=3, drawn=64)
     image, masks, disease, _ = mk.draw_eye("CFP", "test", 1, 3, 64)
-    assert torch.equal(eyes.images[1], preprocess(image, 48)) and eyes.strata[1] == disease
+    assert torch.equal(eyes.images[1], preprocess(image, 48)) and eyes.diseases[1] == disease
     assert abs(eyes.masks[1, 0].float().mean() - masks[0].mean()) < .03 and eyes.masks[:, 0].any()
     other = mk.draw_eyes("CFP", "train", 2, 48, seed=3, drawn=64)
     assert not set(eyes.patients) & set(other.patients)
@@ -122,13 +122,13 @@ def test_dice_by_hand_and_empty_masks():
 
 def test_interval_is_over_eyes_that_show_the_target():
     values, there = [.2, .4, .9, 0., np.nan], [True, True, True, False, False]
-    value, low, high = mk.mean_overlap(values, there, [""] * 5, [f"p{i}" for i in range(5)], 2000)
+    value, low, high = mk.mean_overlap(values, there, [f"p{i}" for i in range(5)], 2000)
     assert value == pytest.approx(.5) and .2 <= low < .5 < high <= .9
-    twins = mk.mean_overlap(np.repeat([.2, .4, .9], 2), [True] * 6, [""] * 6, ["a", "a", "b", "b", "c", "c"], 2000)
-    apart = mk.mean_overlap(np.repeat([.2, .4, .9], 2), [True] * 6, [""] * 6, list("abcdef"), 2000)
+    twins = mk.mean_overlap(np.repeat([.2, .4, .9], 2), [True] * 6, ["a", "a", "b", "b", "c", "c"], 2000)
+    apart = mk.mean_overlap(np.repeat([.2, .4, .9], 2), [True] * 6, list("abcdef"), 2000)
     assert twins[2] - twins[1] > apart[2] - apart[1]                     # two pictures of one patient are not two patients
-    assert math.isnan(mk.mean_overlap([.3], [False], [""], ["p"])[0])
-    one = mk.mean_overlap([.3], [True], [""], ["p"]); assert one[0] == .3 and math.isnan(one[1])
+    assert math.isnan(mk.mean_overlap([.3], [False], ["p"])[0])
+    one = mk.mean_overlap([.3], [True], ["p"]); assert one[0] == .3 and math.isnan(one[1])
 
 
 # ---- the encoder ----
