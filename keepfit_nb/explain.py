@@ -204,7 +204,7 @@ def retrieved(
     cache,                    # ImageCache
     rows: list[dict],         # records of one modality, with `row`
     k: int = 5,
-) -> pd.DataFrame:            # row, rank, elite (row), share, caption, categories; attrs: same (mean share of pairs that share a category), chance
+) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:    # row, rank, elite (row), share, caption, categories, kin; (n,) share of pairs with a category in common; (n,) the same by chance
     "The k expert pairs that had most to say about each picture. ValueError: a model without reference, no elite pair, several modalities."
     import torch
     if getattr(model.reference, "shares", None) is None: raise ValueError("this model has no reference of chapter 12 (or that of V1): take a variant with semantic: true or appearance: true")
@@ -220,8 +220,7 @@ def retrieved(
     best = np.argsort(-shares, 1)[:, :k]
     table = pd.DataFrame([dict(row=r["row"], rank=j, elite=elite[e]["row"], share=float(shares[i, e]), caption=elite[e]["caption"], categories=", ".join(elite[e]["categories"]), kin=bool(kin[i, e]))
                           for i, r in enumerate(rows) for j, e in enumerate(best[i])])
-    table.attrs = dict(same=(shares * kin).sum(1), chance=kin.mean(1))
-    return table
+    return table, (shares * kin).sum(1), kin.mean(1)
 
 # %% ../nbs/19_explain.ipynb #b6f5d4dc
 def flat_map(
@@ -360,11 +359,11 @@ def look_up(run, bench: Bench, name: str, seed: int, model, cache, settings: Set
     known = {r["modality"] for r in cache.records("elite") if r["caption"]}
     for (source, modality), found in groups.items() if settings.queries else ():
         if modality not in known: continue
-        table = retrieved(model, cache, found[:settings.queries], settings.pairs)
+        table, same, chance = retrieved(model, cache, found[:settings.queries], settings.pairs)
         about = dict(run=run.dir.name, seed=seed, set=source, task=f"{source} {modality} retrieved", kind="coarse", modality=modality, protocol="injection", metric="same category", n=len(found[:settings.queries]))
         who = [r["patient"] or f"row {r['row']}" for r in found[:settings.queries]]
-        for who_said, key in ((name, "same"), ("chance", "chance")):
-            value, low, high = mean_interval(table.attrs[key][:, None], who, None, settings.bootstrap, seed, settings.confidence)[0]
+        for who_said, shares in ((name, same), ("chance", chance)):
+            value, low, high = mean_interval(shares[:, None], who, None, settings.bootstrap, seed, settings.confidence)[0]
             rows.append(ResultRow(**about, model=who_said, value=value, low=low, high=high).model_dump())
         tables.append(table.assign(set=source, modality=modality, model=name, seed=seed))
     return rows, pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()

@@ -144,17 +144,17 @@ def test_rows_fit_the_schema(asked):
 
 def test_retrieved(place, cache):
     model = model_of(place, cache, semantic=True); rows = [r for r in cache.records("evaluation") if r["modality"] == "OCT"]
-    table = ex.retrieved(model, cache, rows, k=2)
+    table, same, chance = ex.retrieved(model, cache, rows, k=2)
     elite = [r for r in cache.records("elite") if r["modality"] == "OCT"]
     assert len(table) == 2 * len(rows) and set(table.elite) <= {r["row"] for r in elite} and table.share.between(0, 1).all()
     for _, own in table.groupby("row"): assert own.share.is_monotonic_decreasing
-    same, chance = table.attrs["same"], table.attrs["chance"]; assert same.shape == chance.shape == (len(rows),) and ((0 <= same) & (same <= 1 + 1e-6)).all() and (chance == .5).all()
+    assert same.shape == chance.shape == (len(rows),) and ((0 <= same) & (same <= 1 + 1e-6)).all() and (chance == .5).all()
 
 
 def test_an_expert_image_retrieves_itself(place, cache):
     "The attention begins as the identity: who resembles an image most is the image."
     model = model_of(place, cache, semantic=True, injection=dict(scale=100.)); elite = [r for r in cache.records("elite") if r["modality"] == "CFP"]
-    table = ex.retrieved(model, cache, elite, k=1); assert (table.elite == table.row).all()
+    table, *_ = ex.retrieved(model, cache, elite, k=1); assert (table.elite == table.row).all()
 
 
 def test_nothing_to_retrieve_from(place, cache):

@@ -99,9 +99,10 @@ def test_every_kind_of_encoder_has_a_map(name, how, size, auto):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name, size", [("swin_tiny_patch4_window7_224", 224), ("mobilenetv3_small_050", 64), ("vit_base_patch16_siglip_224", 224), ("maxvit_tiny_rw_224", 224), ("resnet50", 64), ("eva02_tiny_patch14_224", 224)])
-def test_large_encoders_have_a_map(name, size):
-    model = Bare(create_model(name, num_classes=0), size)
+@pytest.mark.parametrize("name, size, how", [("swin_tiny_patch4_window7_224", 224, dict(depths=(1, 1, 1, 1))), ("mobilenetv3_small_050", 64, {}), ("vit_base_patch16_siglip_224", 224, dict(depth=2)),
+                                             ("coatnet_nano_rw_224", 224, {}), ("eva02_tiny_patch14_224", 224, dict(depth=2)), ("deit_tiny_distilled_patch16_224", 224, dict(depth=2))], ids=lambda v: v if isinstance(v, str) else "")
+def test_large_encoders_have_a_map(name, size, how):
+    model = Bare(create_model(name, num_classes=0, **how), size)
     for method in ("auto", "gradcam", "similarity"): assert sal.heat(model, NOISE, "one", method).shape == (size, size)
 
 
