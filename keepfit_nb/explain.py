@@ -352,22 +352,23 @@ def point(run, models, settings: Settings, painted: int, size: int, crop: bool, 
 # %% ../nbs/19_explain.ipynb #296def3f
 def look_up(run, bench: Bench, name: str, seed: int, model, cache, settings: Settings) -> tuple[list[dict], pd.DataFrame]:
     "What the injection retrieved for test images of every set and modality: rows (metric `same category`, beside chance), and the pairs."
-    rows, tables = [], []
-    groups = {}
+    rows, tables, groups = [], [], {}
     for r in bench.records:
         if r["split"] == "test" and r["categories"]: groups.setdefault((r["source"], r["modality"]), []).append(r)
     known = {r["modality"] for r in cache.records("elite") if r["caption"]}
     for (source, modality), found in groups.items() if settings.queries else ():
         if modality not in known: continue
-        table, same, chance = retrieved(model, cache, found[:settings.queries], settings.pairs)
-        about = dict(run=run.dir.name, seed=seed, set=source, task=f"{source} {modality} retrieved", kind="coarse", modality=modality, protocol="injection", metric="same category", n=len(found[:settings.queries]))
-        who = [r["patient"] or f"row {r['row']}" for r in found[:settings.queries]]
+        found = found[:settings.queries]
+        table, same, chance = retrieved(model, cache, found, settings.pairs)
+        about = dict(run=run.dir.name, seed=seed, set=source, task=f"{source} {modality} retrieved", kind="coarse", modality=modality, protocol="injection", metric="same category", n=len(found))
+        who = [r["patient"] or f"row {r['row']}" for r in found]
         for who_said, shares in ((name, same), ("chance", chance)):
             value, low, high = mean_interval(shares[:, None], who, None, settings.bootstrap, seed, settings.confidence)[0]
             rows.append(ResultRow(**about, model=who_said, value=value, low=low, high=high).model_dump())
         tables.append(table.assign(set=source, modality=modality, model=name, seed=seed))
     return rows, pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
+# %% ../nbs/19_explain.ipynb #b6560863
 def map_of(bench: Bench, name: str, seed: int, how: str) -> pd.DataFrame:
     "Coordinates of all test images of one model, with set, modality and category."
     records = [r for r in bench.records if r["split"] == "test"]
