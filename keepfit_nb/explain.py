@@ -40,6 +40,7 @@ def prepared(
     grey = lambda m: np.repeat(m[..., None].astype(np.uint8) * 255, 3, 2)
     return np.moveaxis(cut(image), -1, 0), {k: cut(grey(m))[..., 0] > 127 for k, m in masks.items()}
 
+# %% ../nbs/19_explain.ipynb #04832e5c
 def eyes_for(
     modality: str,
     n: int,                        # eyes
