@@ -33,11 +33,11 @@ def shared_diseases() -> tuple[str, ...]:
     return tuple(n for n, d in DISEASES.items() if len(d.modalities) > 1)
 
 def draw_eye(number: int, seed: int):
-    "The eye of that number; diseases take turns. Its seed occurs in no other set."
+    "The eye of that number; diseases take turns, two eyes each. Its seed occurs in no other set."
     from keepfit_nb.captions import eye_seed
     from keepfit_nb.eye import sample_eye
     names = shared_diseases()
-    return sample_eye(eye_seed(seed, "retrieval test", "three cameras", number), names[number % len(names)])
+    return sample_eye(eye_seed(seed, "retrieval test", "three cameras", number), names[number // 2 % len(names)])
 
 def photograph(eye, modality: str, size: int, store: str = "raw", pixels: int = 0, quality: int = 95):
     "uint8 tensor (3, size, size): drawn at `pixels`, then by the one way of chapter 06.1 and through the cache's JPEG."
