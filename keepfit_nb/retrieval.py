@@ -21,7 +21,7 @@ from .captioning import score_words
 from .decoder import facts_only, shown
 from .evaluation import Bench, Task, interval, resample, write_table
 from .knowledge import canonical, prompts
-from .profiles import MODALITIES, open_run, stage
+from .profiles import MODALITIES, find_stage, open_run, stage
 from .ranking import RANK_METRICS, chance, judge_ranking, multi_hot, overlap, rank_metrics, ranked, redraw, search, with_interval
 from .zero_shot import prototypes, sentence_vectors, unit
 
@@ -258,13 +258,14 @@ def build(run, folder: Path, settings: Settings, inputs: dict[str, Path]) -> dic
     "Leave results.parquet, captions.parquet (what was said), photos.jsonl and eyes.npz (vectors of the simulated eyes, by model)."
     from keepfit_nb.evaluation import _models
     from keepfit_nb.images import ImageCache
+    inputs = {n: run.folder(n) for n in find_stage("14_evaluation").needs} | inputs       # what its models are made of
     bench, cache, luck = Bench(inputs["14_evaluation"]), ImageCache(inputs["06_images"]), {}
     tested, elite = photos_of(bench, cache.records("evaluation")), cache.records("elite")
     simulated = any(p["set"] in bench.settings.simulated for p in tested)
     drawn, pictures = draw_photos(run, cache, settings) if simulated else ([], [])
     rows, said, vectors, eyes, decoders = [], [], {}, {}, 0
     for name, seed, model, encode in _models(run, bench.settings, inputs):
-        words = sentence_vectors(model, sentences_of(tested + drawn, elite)) if hasattr(model, "embed_text") else {}
+        words = sentence_vectors(model, sentences_of(tested + drawn, elite)) if getattr(model, "speaks", hasattr(model, "embed_text")) else {}
         ask = Asker(bench, name, seed, words, rows, luck)
         groups = grouped(tested, stored(bench, name, seed, [p["row"] for p in tested])) if tested else []
         if drawn:
