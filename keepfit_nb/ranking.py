@@ -57,6 +57,10 @@ def search(
 KS = (1, 5, 10)
 RANK_METRICS = (*(f"R@{k}" for k in KS), "mAP", "nDCG@10")
 
+def _first_ten(gains) -> np.ndarray:
+    "The ten largest gains of each row, largest first."
+    return -np.sort(-(gains if gains.shape[1] <= 10 else np.partition(gains, -10, axis=1)[:, -10:]), axis=1)
+
 def _share(a, b) -> np.ndarray: return np.divide(a, b, out=np.full(np.broadcast_shapes(np.shape(a), np.shape(b)), np.nan), where=np.asarray(b) > 0)
 
 def rank_metrics(
@@ -71,7 +75,7 @@ def rank_metrics(
     out = {f"R@{k}": np.where((count > 0) & (size > k), hit[:, :k].any(1), np.nan) for k in KS}
     out["mAP"] = _share((hit.cumsum(1) / place * hit).sum(1), count)
     discount = 1 / np.log2(place[:10] + 1)
-    out["nDCG@10"] = _share(gains[:, :10] @ discount, -np.sort(-gains, axis=1)[:, :10] @ discount)
+    out["nDCG@10"] = _share(gains[:, :10] @ discount, _first_ten(gains) @ discount)
     return out
 
 # %% ../nbs/18.2_ranking.ipynb #3910b3f8
@@ -88,7 +92,7 @@ def chance(gains, size=None, right: float = 1.) -> dict[str, np.ndarray]:
         out[f"R@{k}"] = np.where((r > 0) & (m > k), 1 - miss, np.nan)
     h = np.array([_harmonic(int(v)) for v in m])
     out["mAP"] = np.where(r > 0, (h + (r - 1) / np.maximum(m - 1, 1) * (m - h)) / np.maximum(m, 1), np.nan)
-    discount = 1 / np.log2(np.arange(2, min(width, 10) + 2)); best_ = -np.sort(-gains, axis=1)[:, :10] @ discount
+    discount = 1 / np.log2(np.arange(2, min(width, 10) + 2)); best_ = _first_ten(gains) @ discount
     listed = np.cumsum(discount)[np.clip(m.astype(int), 1, len(discount)) - 1]
     out["nDCG@10"] = _share(gains.sum(1) / np.maximum(m, 1) * listed, best_)
     return out
