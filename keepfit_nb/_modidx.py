@@ -1318,6 +1318,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'keepfit_nb.ranking._harmonic': ('18.2_ranking.html#_harmonic', 'keepfit_nb/ranking.py'),
                                     'keepfit_nb.ranking._share': ('18.2_ranking.html#_share', 'keepfit_nb/ranking.py'),
                                     'keepfit_nb.ranking.best': ('18.2_ranking.html#best', 'keepfit_nb/ranking.py'),
+                                    'keepfit_nb.ranking.centred': ('18.2_ranking.html#centred', 'keepfit_nb/ranking.py'),
                                     'keepfit_nb.ranking.chance': ('18.2_ranking.html#chance', 'keepfit_nb/ranking.py'),
                                     'keepfit_nb.ranking.checked': ('18.2_ranking.html#checked', 'keepfit_nb/ranking.py'),
                                     'keepfit_nb.ranking.judge_ranking': ('18.2_ranking.html#judge_ranking', 'keepfit_nb/ranking.py'),

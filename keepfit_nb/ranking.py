@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KS', 'RANK_METRICS', 'checked', 'best', 'search', 'rank_metrics', 'chance', 'ranked', 'judge_ranking', 'multi_hot',
-           'overlap', 'with_interval', 'redraw']
+           'overlap', 'with_interval', 'redraw', 'centred']
 
 # %% ../nbs/18.2_ranking.ipynb #0e25dd02
 import functools
@@ -155,3 +155,8 @@ def redraw(gains, order, weights, right: float = 1.) -> dict[str, np.ndarray]:
         for m, v in rank_metrics(lists, size, right).items(): sums[m].append(v)
     stack = {m: np.stack(v) for m, v in sums.items()}
     return {m: _share(np.nansum(v, 0), np.isfinite(v).sum(0)) for m, v in stack.items()}
+
+def centred(drawn: np.ndarray, value: float) -> np.ndarray:
+    "Replicates moved so that their mean is the value itself, within 0 and 1."
+    there = drawn[np.isfinite(drawn)]
+    return np.clip(there + value - there.mean(), 0, 1) if len(there) else there

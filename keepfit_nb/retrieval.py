@@ -22,7 +22,7 @@ from .decoder import facts_only, shown
 from .evaluation import Bench, Task, interval, resample, write_table
 from .knowledge import canonical, prompts
 from .profiles import MODALITIES, find_stage, open_run, stage
-from .ranking import RANK_METRICS, chance, judge_ranking, multi_hot, overlap, rank_metrics, ranked, redraw, search, with_interval
+from .ranking import RANK_METRICS, centred, chance, judge_ranking, multi_hot, overlap, rank_metrics, ranked, redraw, search, with_interval
 from .zero_shot import prototypes, sentence_vectors, unit
 
 # %% ../nbs/18_retrieval.ipynb #948e3b2d
@@ -129,8 +129,9 @@ def by_category(ask: Asker, group: Group) -> None:
     (gains, size, order), = ranked(places, group.x, lambda s: has.T[s], seed=ask.bench.draw_seed(task.name), block=len(names))
     parts = np.array_split(group.draws(ask.bench, task), max(1, ask.bench.settings.bootstrap * len(who) // 2_000_000))
     drawn = [redraw(gains, order, w) for w in parts]
-    value, ends = rank_metrics(gains, size), lambda m: interval(np.concatenate([d[m] for d in drawn]), ask.bench.settings.confidence)
-    ask.note(task, "text to image", {m: (float(np.nanmean(v)), *ends(m)) for m, v in value.items() if np.isfinite(v).any()}, chance(gains, size), len(who))
+    value = {m: float(np.nanmean(v)) for m, v in rank_metrics(gains, size).items() if np.isfinite(v).any()}
+    ends = {m: interval(centred(np.concatenate([d[m] for d in drawn]), v), ask.bench.settings.confidence) for m, v in value.items()}
+    ask.note(task, "text to image", {m: (v, *ends[m]) for m, v in value.items()}, chance(gains, size), len(who))
 
 # %% ../nbs/18_retrieval.ipynb #0136a07e
 def by_caption(ask: Asker, group: Group) -> None:

@@ -122,6 +122,11 @@ def test_replicates_of_the_gallery_are_lists_written_out():
         for m in rk.RANK_METRICS: assert found[m][b] == pytest.approx(np.nanmean([r[m][0] for r in rows])), m
 
 
+def test_replicates_of_a_gallery_are_moved_back_to_its_value():
+    drawn = np.array([.2, .3, .4, np.nan, 1.])
+    assert rk.centred(drawn, .6).mean() == pytest.approx(.6, abs=.05) and rk.centred(drawn, .9).max() == 1 and len(rk.centred(drawn[3:4], .5)) == 0
+
+
 # ---- captions
 
 def test_cider_by_hand():
