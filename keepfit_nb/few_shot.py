@@ -134,7 +134,7 @@ METHODS = ("prototype", "Tip-Adapter", *TRAINED)
 
 class Settings(BaseModel, extra="forbid"):
     "The few-shot protocols."
-    shots: list[int] = [1, 5]                      # images a class
+    shots: list[int] = [1, 2, 4, 5, 8, 10, 16]     # images a class
     percents: list[float] = []                     # shares of the training rows
     draws: int = Field(5, ge=1)                    # supports
     kinds: list[Literal["coarse", "grouped", "fine"]] = ["coarse", "grouped", "fine"]
