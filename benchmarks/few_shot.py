@@ -5,8 +5,8 @@ eps 1e-4), half a cosine, as modules and optimisers of torch; Tip-Adapter (nothi
 time. It was quoted at 12.3 s (CLIP-Adapter) and 4.8 s (Tip-Adapter-F) for 50 embeddings and 40 epochs on one 2-core machine;
 `*_against_quoted` says how many times as fast it is here. A baseline that is faster than the quoted one makes the ratio smaller, never larger.
 The embeddings are simulated: 5 classes around directions in 512 dimensions, and words that point roughly there. Both sides see the same
-supports. The loops are timed on one draw of each size (they take 46 × 5 supports' rows × 40 steps a draw) and counted five times; their
-scores come from `DRAWS` draws of those sizes. Times are process time.
+supports, 7 sizes × 5 draws, all of them. `*_inside`: is our mean ACA inside the 95 % interval of the loop's, over draws? Times are process
+time. A run takes some minutes, nearly all of them in the loops.
 """
 import os, platform, time
 
