@@ -48,4 +48,4 @@ class FakeModel:
         return out / np.linalg.norm(out, axis=1, keepdims=True)
 
 
-def fake_run(folder: Path, variant="keepfit"): return SimpleNamespace(dir=folder, seed=0, default_variant=variant, variants={variant: {}}, seeds=[0])
+def fake_run(folder: Path, variant="keepfit"): return SimpleNamespace(dir=folder, seed=0, device="cpu", default_variant=variant, variants={variant: {}}, seeds=[0])
