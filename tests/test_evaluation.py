@@ -103,6 +103,7 @@ def test_replicates_equal_metrics_on_the_drawn_rows(c, n, seed, ordinal, ties):
     rng = np.random.default_rng(seed)
     y, p = rng.integers(0, c, n), rng.random((n, c)) + 1e-3
     if ties: p = np.round(p, 1) + .1
+    p /= p.sum(1, keepdims=True)
     w = rng.integers(0, 3, (3, n)).astype(float); w[:, 0] += 1
     got = replicates(y, p, w, ordinal)
     for b in range(3):
@@ -281,12 +282,12 @@ def test_no_leak_says_so(tmp_path):
 
 def test_embeddings_come_back_by_row(tmp_path):
     x = np.arange(12, dtype=np.float32).reshape(4, 3)
-    e = Embeddings(save_embeddings(tmp_path / "m" / "0.npz", {"rows": np.array([1, 4, 7, 9]), "unprojected": x}, "abc"))
+    e = Embeddings(save_embeddings(tmp_path / "m" / "0.parquet", {"rows": np.array([1, 4, 7, 9]), "unprojected": x}, "abc"))
     assert (e.of(np.array([9, 1, 9]), "unprojected") == x[[3, 0, 3]]).all() and e.of(np.array([], int), "unprojected").shape == (0, 3)
     for rows in ([2], [10], [0]):
         with pytest.raises(KeyError, match=f"row {rows[0]}"): e.of(np.array(rows), "unprojected")
     with pytest.raises(KeyError, match="unprojected"): e.of(np.array([1]))
-    assert [p.name for p in (tmp_path / "m").iterdir()] == ["0.npz"]
+    assert [p.name for p in (tmp_path / "m").iterdir()] == ["0.parquet"]
 
 
 def test_fingerprint_sees_weights_and_preprocessing():
@@ -315,7 +316,7 @@ def test_bench_and_result_rows(tmp_path):
     with pytest.raises(FileNotFoundError, match="14_evaluation"): Bench(tmp_path / "nowhere")
     task = bench.tasks[0]; rows, y = bench.rows(task)
     out = bench.judge("keepfit", 0, task, "trial", rows, y, np.eye(3)[y])
-    assert [r["metric"] for r in out] == list(METRICS) and all(ResultRow(**r) and r["value"] == 1 for r in out)
+    assert [r["metric"] for r in out] == list(METRICS) and all(ResultRow(**r) and r["value"] == (r["metric"] != "ECE") for r in out)
     again = bench.judge("keepfit", 0, task, "trial", rows, y, np.eye(3)[y]); assert out == again
     fine = bench.tasks[1]; fr, fy = bench.rows(fine)
     m = bench.judge_macro("keepfit", 0, "trial", [(task, rows, y, np.eye(3)[y]), (fine, fr, fy, np.eye(2)[fy])])
