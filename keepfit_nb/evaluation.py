@@ -233,7 +233,8 @@ def build(run, folder: Path, settings: Settings, inputs: dict[str, Path]) -> dic
     (folder / "records.jsonl").write_text(lines, encoding="utf-8")
     aside, test = left_out(records, tasks), sum(r["split"] == "test" for r in records)
     leak = dict(verdict=verdict, images=int(leaks.image.nunique()), kinds=leaks.kind.value_counts().to_dict())
+    unseen = (read_json(inputs["05_sources"] / "summary.json", {}).get("unseen") or {}).get("categories", [])
     write_json(folder / "tasks.json", dict(run=run.dir.name, seed=run.seed, settings=settings.model_dump(), models=models,
-                                           tasks=[t.model_dump() for t in tasks], left_out=aside, leak=leak))
+                                           tasks=[t.model_dump() for t in tasks], left_out=aside, leak=leak, unseen=unseen))
     return dict(tasks=len(tasks), coarse_tasks=sum(t.kind == "coarse" for t in tasks), test_images=test, left_out=sum(aside.values()),
                 leaks=int(leaks.image.nunique()), leak_verdict=verdict, models=len(models))

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'BINS', 'MULTI_METRICS', 'metrics', 'per_class', 'threshold_at', 'at_threshold', 'resample', 'replicates',
-           'score', 'interval', 'bootstrap', 'best_thresholds', 'multi_replicates', 'score_multi', 'macro']
+           'score', 'interval', 'bootstrap', 'best_thresholds', 'multi_replicates', 'score_multi', 'macro_replicates',
+           'macro']
 
 # %% ../nbs/14.1_measures.ipynb #ac2eb959
 import functools, warnings
@@ -266,19 +267,23 @@ def score_multi(Y, scores, thresholds, n: int = 1000, seed: int = 0, patients=No
     return {m: (float(v[0]), *(interval(v[1:], confidence) if len(Y) > 1 else (np.nan, np.nan))) for m, v in values.items()}
 
 # %% ../nbs/14.1_measures.ipynb #5115ab51
-def macro(
+def macro_replicates(
     parts: list[tuple],          # (rows (n,), y (n,), probs (n, classes)) of each task
     stratum: dict[int, str],     # row → what is held fixed, the disease
     patient: dict[int, str],     # row → whose
     metric: str = "ACA",
     n: int = 1000,
     seed: int = 0,
-    confidence: float = .95,
-) -> tuple[float, float, float]:    # value, low, high
-    "Mean of a metric over tasks, with an interval from rows drawn once for all of them. Ours."
+) -> np.ndarray:                 # (1 + n,): the value on the data themselves, then its replicates
+    "Mean of a metric over tasks, on rows drawn once for all of them. Ours."
     rows = np.unique(np.concatenate([p[0] for p in parts]))
     weights = resample([stratum.get(r, "") for r in rows.tolist()], n, seed, [patient.get(r, "") for r in rows.tolist()])
     weights = np.vstack([np.ones(len(rows)), weights])                               # the first replicate is the data themselves
-    each = [replicates(y, probs, weights[:, np.searchsorted(rows, r)], only=[metric])[metric] for r, y, probs in parts]
-    mean = _mean_of(np.stack(each, 1), np.isfinite(np.stack(each, 1)))
+    each = np.stack([replicates(y, probs, weights[:, np.searchsorted(rows, r)], only=[metric])[metric] for r, y, probs in parts], 1)
+    return _mean_of(each, np.isfinite(each))
+
+def macro(parts, stratum, patient, metric: str = "ACA", n: int = 1000, seed: int = 0,
+          confidence: float = .95) -> tuple[float, float, float]:
+    "(value, low, high) of that mean; see `macro_replicates`."
+    mean = macro_replicates(parts, stratum, patient, metric, n, seed)
     return (float(mean[0]), *interval(mean[1:], confidence))

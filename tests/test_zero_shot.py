@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from evaluation_bench import FakeModel, make_bench
 
 from keepfit_nb import zero_shot as zs
-from keepfit_nb.evaluation import METRICS, ClassSpec, Task
+from keepfit_nb.evaluation import METRICS, OPERATING, ClassSpec, Task
 from keepfit_nb.profiles import check_section
 
 
@@ -70,7 +70,7 @@ def test_asking_a_bench(tmp_path, monkeypatch):
     assert lead["phantoms CFP diseases"] > .8 and lead["phantoms CFP glaucoma: cup"] > .6
     assert lead["macro fine phantoms CFP"] == pytest.approx(lead["phantoms CFP glaucoma: cup"])
     assert set(table.protocol) == {"zero-shot", "zero-shot, ensemble", "zero-shot, definition", "zero-shot, plain"}
-    assert set(table.metric) == set(METRICS) and not table.duplicated(["task", "protocol", "metric"]).any()
+    assert set(table.metric) == {*METRICS, *OPERATING} and not table.duplicated(["task", "protocol", "metric"]).any()
     assert list(said.columns) == list(zs.PREDICTION_COLUMNS) and (said.probability == said.probs.map(max)).all()
     p = said[(said.task == "phantoms CFP diseases") & (said.protocol == "zero-shot")]
     assert (p.label == p.predicted).mean() == pytest.approx(lead["phantoms CFP diseases"], abs=1e-9)      # equal class sizes
