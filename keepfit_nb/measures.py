@@ -158,9 +158,9 @@ def _kappa_of(table, ordinal) -> np.ndarray:
     expected = np.einsum("bi,bj->bij", table.sum(2), table.sum(1)) / table.sum((1, 2))[:, None, None]
     return 1 - _divide((cost * table).sum((1, 2)), (cost * expected).sum((1, 2)))
 
-def _rank_metrics(parts, weights, chunk: int = 64) -> dict[str, np.ndarray]:
+def _rank_metrics(parts, weights) -> dict[str, np.ndarray]:
     "Mean AUC and AUPR over (truth, score) pairs in every replicate; a few replicates at a time, so that they stay in the processor's cache."
-    out = []
+    out, chunk = [], max(64, 2**19 // max(weights.shape[1], 1))
     small = np.float32 if weights.sum(1).max() < 4e6 and (weights == weights.astype(np.float32)).all() else np.float64     # counts are exact in both
     for b in range(0, len(weights), chunk):
         columns = np.ascontiguousarray(weights[b:b + chunk].T, dtype=small)

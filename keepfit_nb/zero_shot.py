@@ -240,7 +240,7 @@ def compare_variants(bench: Bench, predictions: pd.DataFrame, lead: str) -> pd.D
             a, b = (macro_replicates([(p[1], p[2], p[k]) for p in parts], bench.stratum, bench.patient, "ACA", s.bootstrap, bench.draw_seed(name)) for k in (3, 4))
             low, high = interval((a - b)[1:], s.confidence)
             out.append(about(parts[0][0], seed, other, name) | dict(metric="ACA", difference=float((a - b)[0]), low=low, high=high, n=len(np.unique(np.concatenate([p[1] for p in parts]))),
-                                                                  a_only=-1, b_only=-1, p_bootstrap=sign_p((a - b)[1:]), p_mcnemar=np.nan, p_delong=np.nan))
+                                                                  a_only=np.nan, b_only=np.nan, p_bootstrap=sign_p((a - b)[1:]), p_mcnemar=np.nan, p_delong=np.nan))
     return corrected(out)
 
 # %% ../nbs/15_zero_shot.ipynb #9d2a2bae
