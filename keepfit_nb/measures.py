@@ -203,10 +203,9 @@ def score(
     confidence: float = .95,
 ) -> dict[str, tuple[float, float, float]]:   # metric → (value, low, high); nan where there is none
     "Metrics with percentile intervals. A test set of one row has values but no interval."
-    value = metrics(y, probs, ordinal)
-    if len(np.asarray(y)) < 2: return {m: (v, np.nan, np.nan) for m, v in value.items()}
-    drawn = replicates(y, probs, resample(y, n, seed, patients), ordinal)
-    return {m: (value[m], *interval(drawn[m], confidence)) for m in METRICS}
+    y, probs = _check(y, probs); one = np.ones((1, len(y)))
+    weights = one if len(y) < 2 else np.vstack([one, resample(y, n, seed, patients)])               # the first replicate is the data themselves
+    return {m: (float(v[0]), *interval(v[1:], confidence)) for m, v in replicates(y, probs, weights, ordinal).items()}
 
 def interval(values, confidence: float = .95) -> tuple[float, float]:
     "Percentile interval of replicates (B,), those without a value left out; (nan, nan) when none has one."

@@ -19,7 +19,7 @@ from pydantic import BaseModel, field_validator
 from .comparisons import COMPARISON_COLUMNS, compare, corrected, sign_p
 from .evaluation import Bench, Task, write_table
 from .knowledge import KINDS, TEMPLATES, canonical, load_knowledge, prompts
-from .measures import best_thresholds, interval, macro_replicates, metrics, per_class
+from .measures import best_thresholds, interval, macro_replicates, per_class, replicates
 from .profiles import nearest, open_run, stage
 
 # %% ../nbs/15_zero_shot.ipynb #806bf915
@@ -256,7 +256,7 @@ def template_rows(bench: Bench, model_name: str, seed: int, model) -> list[dict]
         for template in TEMPLATES[task.modality]:
             said = [[template.replace("{}", w)[:1].upper() + template.replace("{}", w)[1:] for w in ws] for ws in words]
             probs = zero_shot(x, prototypes(sentence_vectors(model, [s for sentences in said for s in sentences]), said), scale)
-            out.append(dict(run=bench.run, model=model_name, seed=seed, set=task.set, task=task.name, modality=task.modality, template=template, ACA=metrics(y, probs, task.ordinal)["ACA"]))
+            out.append(dict(run=bench.run, model=model_name, seed=seed, set=task.set, task=task.name, modality=task.modality, template=template, ACA=float(replicates(y, probs, np.ones((1, len(y))), only=["ACA"])["ACA"][0])))
     return out
 
 # %% ../nbs/15_zero_shot.ipynb #09c388e4
