@@ -72,19 +72,29 @@ class EmbeddingWriter:
             raise ValueError("a block has other dimensions than those before: does it come from another model?")
         self.last, self.n = int(rows[-1]), self.n + len(rows); self.waiting.append(table)
         while sum(map(len, self.waiting)) >= self.group: self._flush()
-    def _flush(self) -> None:
-        table = pa.concat_tables(self.waiting); now, self.waiting = table.slice(0, self.group), [table.slice(self.group)] if len(table) > self.group else []
-        if self.file is None:
-            schema = now.schema.with_metadata({"fingerprint": self.fingerprint})
-            self.file = pq.ParquetWriter(self.part, schema, compression="none", use_dictionary=False, write_statistics=["row"])
-        self.file.write_table(now.replace_schema_metadata({"fingerprint": self.fingerprint}), row_group_size=self.group)
-    def __enter__(self): return self
-    def __exit__(self, kind, *_):
-        if kind is None and self.waiting: self._flush()
-        if self.file: self.file.close()
-        if kind is None and self.file: os.replace(self.part, self.path)
-        else: self.part.unlink(missing_ok=True)
-        if kind is None and not self.file: raise ValueError("no row was written: there is nothing to embed")
+
+# %% ../nbs/14.4_embeddings.ipynb #6bd5f317
+from fastcore.basics import patch
+
+@patch
+def _flush(self: EmbeddingWriter) -> None:
+    "Let one full group go."
+    table = pa.concat_tables(self.waiting); now, self.waiting = table.slice(0, self.group), [table.slice(self.group)] if len(table) > self.group else []
+    if self.file is None:
+        schema = now.schema.with_metadata({"fingerprint": self.fingerprint})
+        self.file = pq.ParquetWriter(self.part, schema, compression="none", use_dictionary=False, write_statistics=["row"])
+    self.file.write_table(now.replace_schema_metadata({"fingerprint": self.fingerprint}), row_group_size=self.group)
+
+@patch
+def __enter__(self: EmbeddingWriter): return self
+
+@patch
+def __exit__(self: EmbeddingWriter, kind, *_):
+    if kind is None and self.waiting: self._flush()
+    if self.file: self.file.close()
+    if kind is None and self.file: os.replace(self.part, self.path)
+    else: self.part.unlink(missing_ok=True)
+    if kind is None and not self.file: raise ValueError("no row was written: there is nothing to embed")
 
 # %% ../nbs/14.4_embeddings.ipynb #405bb6f7
 def save_embeddings(path: Path, arrays: dict, fingerprint: str, group: int = GROUP) -> Path:
@@ -115,8 +125,6 @@ class Embeddings:
         return np.concatenate([c.flatten().to_numpy() for c in column.chunks]).reshape(-1, self.dims[kind])
 
 # %% ../nbs/14.4_embeddings.ipynb #6f885036
-from fastcore.basics import patch
-
 @patch
 def of(self: Embeddings, rows, kind: str = "projected") -> np.ndarray:
     "(n, dim) float32 of these rows. KeyError for a row or a kind that is not there."
