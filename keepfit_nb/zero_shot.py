@@ -117,17 +117,18 @@ def ask(bench: Bench, model_name: str, seed: int, model,
 # %% ../nbs/15_zero_shot.ipynb #0cc8e25f
 def logit_scale(model) -> float: return float(model.scale)                            # one over the learned temperature
 
-@stage("15_zero_shot", needs=["13_pretraining", "14_evaluation"], settings=Settings)
+@stage("15_zero_shot", needs=["06_images", "13_pretraining", "13a_baselines", "14_evaluation"], settings=Settings)
 def build(run, folder: Path, settings: Settings, inputs: dict[str, Path]) -> dict:
     "Leave results.parquet, predictions.parquet and <model>/<seed>.npz with the prototypes."
-    from keepfit_nb.pretraining import KeepFIT
+    from keepfit_nb.baselines import own_answers, speaker
     bench, results, predictions = Bench(inputs["14_evaluation"]), [], []
     for name, seed in bench.models:
-        if name == "start": continue                     # an image encoder alone understands no words
-        model = KeepFIT.from_pretrained(inputs["13_pretraining"] / name / str(seed)).eval()
+        model = speaker(run, inputs, name, seed)
+        if model is None: continue                       # an image encoder alone understands no words
         found, said, places = ask(bench, name, seed, model, settings)
         results += found; predictions += said
         (folder / name).mkdir(exist_ok=True); np.savez(folder / name / f"{seed}.npz", **places)
+    results += own_answers(bench, inputs["13a_baselines"])          # a classifier has no words, but answers of its own
     table = write_table(results, folder / "results.parquet")
     write_table(pd.concat(predictions, ignore_index=True), folder / "predictions.parquet", PREDICTION_COLUMNS)
     lead = table[(table.protocol == "zero-shot") & (table.metric == "ACA") & (table.model == run.default_variant)]
