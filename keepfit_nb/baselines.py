@@ -35,6 +35,8 @@ class Settings(BaseModel, extra="forbid"):
     @model_validator(mode="after")
     def _distinct(self):
         names = [m.name.lower() for m in self.models] + ["start"]          # chapter 14 calls the first encoder so
+        lost = [m.path for m in self.models if m.kind == "supervised" and m.path not in ("", "start")]
+        if lost: raise ValueError(f"kind supervised begins from random weights, or with `path: start` where the variants begin; not with {lost[0]!r}")
         twice = sorted({n for n in names if names.count(n) > 1})
         if twice: raise ValueError(f"the name {twice[0]!r} is taken twice (start is the run's own first encoder); give each baseline a name")
         return self
@@ -85,7 +87,7 @@ def train_supervised(
     return model.eval()
 
 # %% ../nbs/13a_baselines.ipynb #258a212a
-@kind("supervised", seeded=True)
+@kind("supervised", takes=("path", "pool"), seeded=True)
 def _supervised(spec: Spec, place: Place) -> Tower:
     "The trained encoder of `train_supervised`. `path: start` begins with the run's own first weights in place of random ones."
     about = read_json(Path(place.folder or ".") / "classes.json")

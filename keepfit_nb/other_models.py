@@ -54,7 +54,9 @@ class Baseline(nn.Module):
     @property
     def speaks(self) -> bool: return callable(getattr(self.model, "embed_text", None))
     @property
-    def scale(self) -> float: return float(getattr(self.model, "logit_scale", 100.))
+    def scale(self) -> float:
+        s = getattr(self.model, "logit_scale", 100.)
+        return float(s.detach() if isinstance(s, Tensor) else s)
 
 # %% ../nbs/13a.1_other_models.ipynb #e5d751ff
 def encode(self, pixels: Tensor) -> tuple[Tensor | None, Tensor]:
@@ -119,14 +121,15 @@ class Kind:
     "How a baseline is made: `make(spec, place)` gives a `Model`."
     make: Callable
     needs: tuple[str, ...] = ()      # fields of `Spec` that must be given
+    takes: tuple[str, ...] = ()      # fields that may be given
     seeded: bool = False             # one for each training seed of the run; else one alone
 
 KINDS: dict[str, Kind] = {}
 
-def kind(*names: str, needs: tuple[str, ...] = (), seeded: bool = False):
+def kind(*names: str, needs: tuple[str, ...] = (), takes: tuple[str, ...] = (), seeded: bool = False):
     "Register a maker of baselines under these names."
     def register(make: Callable) -> Callable:
-        KINDS.update({n: Kind(make, tuple(needs), seeded) for n in names})
+        KINDS.update({n: Kind(make, tuple(needs), tuple(takes), seeded) for n in names})
         return make
     return register
 
@@ -155,8 +158,11 @@ class Spec(BaseModel, extra="forbid"):
         if self.kind not in KINDS: raise ValueError(nearest(self.kind, KINDS, "kind of baseline"))
         self.name = self.name or self.kind
         if not re.fullmatch(r"[A-Za-z0-9][\w.+ -]{0,60}", self.name) or self.name.endswith((" ", ".")): raise ValueError(f"name {self.name!r}: it is also a folder's; use letters, digits, blanks and . _ + -")
-        absent = [f for f in KINDS[self.kind].needs if not getattr(self, f)]
-        if absent: raise ValueError(f"baseline {self.name!r} of kind {self.kind!r} needs {' and '.join(absent)}; see the table of chapter 13a")
+        k = KINDS[self.kind]
+        absent = [f for f in k.needs if not getattr(self, f)]
+        if absent: raise ValueError(f"baseline {self.name!r} of kind {self.kind!r} needs {' and '.join(absent)}; see the table of chapter 13a.1")
+        idle = [f for f in ("path", "model", "text", "size", "pool") if getattr(self, f) and f not in k.needs + k.takes]
+        if idle: raise ValueError(f"baseline {self.name!r} of kind {self.kind!r} takes no {' and no '.join(idle)}: it would change nothing")
         return self
 
 # %% ../nbs/13a.1_other_models.ipynb #a84e11a8
@@ -175,7 +181,7 @@ def own_lens(model: nn.Module, size: int | None = None) -> Lens:
     cfg = model.pretrained_cfg
     return Lens(size or cfg["input_size"][-1], cfg["mean"], cfg["std"], cfg.get("interpolation", "bicubic"))
 
-@kind("random", seeded=True)
+@kind("random", takes=("model", "size", "pool"), seeded=True)
 def _random(spec: Spec, place: Place) -> Tower:
     "The run's architecture with random weights: what a protocol gets out of convolutions alone."
     own = place.encoders.model_copy(update=dict(image_pretrained="false", image_freeze=0, image_lora=0, **(dict(image_model=spec.model) if spec.model else {})))
@@ -184,10 +190,11 @@ def _random(spec: Spec, place: Place) -> Tower:
     return Tower(encoder, own_lens(encoder.model, spec.size or place.size), spec.pool)
 
 # %% ../nbs/13a.1_other_models.ipynb #229fc3e2
-@kind("timm", needs=("model",))
+@kind("timm", needs=("model",), takes=("path", "size", "pool"))
 def _timm(spec: Spec, place: Place) -> Tower:
     "Any timm model, from a file or the hub; never with random weights in place of missing ones."
-    size = spec.size or timm_model(spec.model).pretrained_cfg["input_size"][-1]
+    if spec.path: local_file(spec.path, f"baseline {spec.name!r}")                  # before a large model is built
+    with torch.device("meta"): size = spec.size or timm_model(spec.model).pretrained_cfg["input_size"][-1]
     if spec.path: model = load_weights(timm_model(spec.model, image_size=size), spec.path)
     else:
         try:
@@ -199,7 +206,7 @@ def _timm(spec: Spec, place: Place) -> Tower:
 PUBLISHED = dict(retfound=("vit_large_patch16_224", "patches"), retclip=("vit_base_patch16_clip_quickgelu_224", "token"),
                  unimed=("vit_base_patch16_clip_quickgelu_224", "token"), flair=("resnet50", "token"), keepfit_v1=("resnet50", "token"))
 
-@kind("retfound", "retclip", needs=("path",))
+@kind("retfound", "retclip", needs=("path",), takes=("model", "size", "pool"))
 def _published(spec: Spec, place: Place) -> Tower:
     "Image encoders of published checkpoints. RETFound averages its patches; RET-CLIP reads Chinese, and joins without its words."
     name, pool = PUBLISHED[spec.kind]
@@ -251,22 +258,22 @@ def _linear(weight: Tensor) -> nn.Linear:
     return layer
 
 # %% ../nbs/13a.1_other_models.ipynb #898a36c8
-@kind("flair", "keepfit_v1", needs=("path", "text"))
+@kind("flair", "keepfit_v1", needs=("path", "text"), takes=("model", "size"))
 def _flair(spec: Spec, place: Place) -> TwoTowers:
     "FLAIR (arXiv 2308.07898) or KeepFIT V1, from their .pth. Text vectors leave the padding out, as if each sentence came alone."
-    state, name = read_state(local_file(spec.path, spec.kind)), spec.model or PUBLISHED[spec.kind][0]
+    state, name = read_state(local_file(spec.path, f"baseline {spec.name!r}")), spec.model or PUBLISHED[spec.kind][0]
     found = projection_state(state)
     if not found: raise ValueError(f"{spec.path!r} holds no projections of FLAIR or KeepFIT V1: is it another model's file?")
-    tower = Tower(ImageEncoder(load_weights(timm_model(name), spec.path)), Lens(spec.size or 512, mode="bilinear"), spec.pool)
+    tower = Tower(ImageEncoder(load_weights(timm_model(name), spec.path)), Lens(spec.size or 512, mode="bilinear"))
     heads = [Projection(found[side].shape[1], found[side].shape[0]) for side in ("image", "text")]
     for head, side in zip(heads, ("image", "text")): head.linear.weight.data.copy_(found[side])
     text = text_side(spec.text, state, 77 if spec.kind == "flair" else 256, (1, 2, -1), spec.name)
     return TwoTowers(tower, text, *heads, found["log_scale"])
 
-@kind("unimed", needs=("path", "text"))
+@kind("unimed", needs=("path", "text"), takes=("model", "size"))
 def _unimed(spec: Spec, place: Place) -> TwoTowers:
     "UniMed-CLIP, from its .pt; as its published inference reads images and texts."
-    state, name = read_state(local_file(spec.path, spec.kind)), spec.model or PUBLISHED["unimed"][0]
+    state, name = read_state(local_file(spec.path, f"baseline {spec.name!r}")), spec.model or PUBLISHED["unimed"][0]
     lost = [k for k in ("visual.proj", "text_encoder.proj.0.weight", "text_encoder.proj.2.weight", "logit_scale") if k not in state]
     if lost: raise ValueError(f"{spec.path!r} is no UniMed-CLIP file: {', '.join(lost)} missing")
     text = text_side(spec.text, {k: v for k, v in state.items() if not k.startswith("text_encoder.proj.")}, 256, name=spec.name)
@@ -283,7 +290,7 @@ class Pair(nn.Module):
         self.limit, self.padded = model.config.text_config.max_position_embeddings, model.config.model_type.startswith("siglip")
 
     @property
-    def logit_scale(self) -> float: return float(self.model.logit_scale.exp())
+    def logit_scale(self) -> float: return float(self.model.logit_scale.detach().exp())
     def both(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         pooled = self.model.vision_model(pixel_values=self.lens(pixels)).pooler_output
         return getattr(self.model, "visual_projection", nn.Identity())(pooled), pooled
@@ -324,7 +331,6 @@ def _transformers(spec: Spec, place: Place) -> Pair:
     except FileNotFoundError: raise
     except OSError as err: raise FileNotFoundError(f"{spec.name}: {spec.path!r} is neither a whole folder here nor in reach on the hub ({type(err).__name__})") from err
     except ValueError as err: raise ValueError(f"{spec.name}: {spec.path!r} cannot be loaded: {err}") from err
-    if spec.size not in (None, lens.size): raise ValueError(f"{spec.name}: its positions are made for {lens.size} px; leave size empty")
     return Pair(model, tokenizer, lens)
 
 # %% ../nbs/13a.1_other_models.ipynb #a891e99f
@@ -334,11 +340,11 @@ class OpenCLIP(nn.Module):
         super().__init__()
         self.model, self.tokenizer, self.lens = model, tokenizer, lens
     @property
-    def logit_scale(self) -> float: return float(self.model.logit_scale.exp())
+    def logit_scale(self) -> float: return float(self.model.logit_scale.detach().exp())
     def embed_images(self, pixels: Tensor) -> Tensor: return self.model.encode_image(self.lens(pixels))
     def embed_text(self, texts: list[str]) -> Tensor: return self.model.encode_text(self.tokenizer(list(texts)).to(self.lens.mean.device))
 
-@kind("open_clip", needs=("model",))
+@kind("open_clip", needs=("model",), takes=("path",))
 def _open_clip(spec: Spec, place: Place) -> OpenCLIP:
     "A model of open_clip; `path` is one of its tags or a file."
     try: import open_clip
