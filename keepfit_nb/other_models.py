@@ -268,7 +268,7 @@ def _flair(spec: Spec, place: Place) -> TwoTowers:
     heads = [Projection(found[side].shape[1], found[side].shape[0]) for side in ("image", "text")]
     for head, side in zip(heads, ("image", "text")): head.linear.weight.data.copy_(found[side])
     text = text_side(spec.text, state, 77 if spec.kind == "flair" else 256, (1, 2, -1), spec.name)
-    return TwoTowers(tower, text, *heads, found["log_scale"])
+    return TwoTowers(tower, text, *heads, found["log_scale"].clamp(0, 4.6052))          # the release clamps it when it is used
 
 @kind("unimed", needs=("path", "text"), takes=("model", "size"))
 def _unimed(spec: Spec, place: Place) -> TwoTowers:
