@@ -176,17 +176,19 @@ def judge_operating(self: Bench, model, seed, task: Task, protocol, rows, y, pro
 
 # %% ../nbs/14_evaluation.ipynb #f2996e3e
 def _models(run, settings: Settings, inputs: dict):
-    "Every trained model, then the encoder that they started from: name, seed, the weights' owner, and how it encodes."
+    "Every trained model, the baselines of chapter 13a, then the encoder that all started from: name, seed, the weights' owner, and how it encodes."
+    from keepfit_nb.baselines import load_baselines
+    from keepfit_nb.images import ImageCache
     from keepfit_nb.pretraining import KeepFIT
+    size = ImageCache(inputs["06_images"]).size
     for name in run.variants:
         for seed in run.seeds:
             model = KeepFIT.from_pretrained(inputs["13_pretraining"] / name / str(seed)).to(run.device).eval()
             yield name, seed, model, model.encode
+    for b in load_baselines(run, inputs["13a_baselines"], size): yield b.name, b.seed, b, b.encode
     if settings.start:
         from keepfit_nb.encoders import Settings as EncoderSettings, build_image_encoder
-        from keepfit_nb.images import ImageCache
         seed_everything(run.seeds[0])                        # as KeepFIT itself begins: the same first weights
-        size = ImageCache(inputs["06_images"]).size
         encoder = build_image_encoder(run.section("encoders", EncoderSettings), size).to(run.device).eval()
         yield "start", run.seeds[0], encoder, lambda x: (None, encoder(encoder.normalise(x.to(run.device)))[0])
 
@@ -216,7 +218,7 @@ def _declarations(run, settings) -> str:
     files = [resource("data", "tasks.yaml")] + ([expand(settings.tasks)] if settings.tasks else [])
     return "\n".join(f.read_text(encoding="utf-8") if f.exists() else "" for f in files)
 
-@stage("14_evaluation", needs=["05_sources", "06_images", "13_pretraining"], settings=Settings, extra=_declarations)
+@stage("14_evaluation", needs=["05_sources", "06_images", "13_pretraining", "13a_baselines"], settings=Settings, extra=_declarations)
 def build(run, folder: Path, settings: Settings, inputs: dict[str, Path]) -> dict:
     "Leave tasks.json, records.jsonl and <model>/<seed>.parquet."
     from keepfit_nb.images import ImageCache

@@ -260,18 +260,19 @@ def template_rows(bench: Bench, model_name: str, seed: int, model) -> list[dict]
     return out
 
 # %% ../nbs/15_zero_shot.ipynb #09c388e4
-@stage("15_zero_shot", needs=["13_pretraining", "14_evaluation"], settings=Settings)
+@stage("15_zero_shot", needs=["06_images", "13_pretraining", "13a_baselines", "14_evaluation"], settings=Settings)
 def build(run, folder: Path, settings: Settings, inputs: dict[str, Path]) -> dict:
     "Leave results, predictions, classes, comparisons and templates (.parquet), and <model>/<seed>.npz with the prototypes."
-    from keepfit_nb.pretraining import KeepFIT
+    from keepfit_nb.baselines import own_answers, speaker
     bench, results, predictions, wordings = Bench(inputs["14_evaluation"]), [], [], []
     for name, seed in bench.models:
-        if not (inputs["13_pretraining"] / name / str(seed)).exists(): continue       # an image encoder alone understands no words
-        model = KeepFIT.from_pretrained(inputs["13_pretraining"] / name / str(seed)).eval()
+        model = speaker(run, inputs, name, seed)
+        if model is None: continue                       # an image encoder alone understands no words
         found, said, places = ask(bench, name, seed, model, settings)
         results += found + ask_multi(bench, name, seed, model, settings); predictions += said
         if name == run.default_variant: wordings += template_rows(bench, name, seed, model)
         (folder / name).mkdir(exist_ok=True); np.savez(folder / name / f"{seed}.npz", **places)
+    results += own_answers(bench, inputs["13a_baselines"])          # a classifier has no words, but answers of its own
     table, every = write_table(results, folder / "results.parquet"), pd.concat(predictions, ignore_index=True) if predictions else pd.DataFrame(columns=list(PREDICTION_COLUMNS))
     write_table(every, folder / "predictions.parquet", PREDICTION_COLUMNS); write_table(wordings, folder / "templates.parquet", TEMPLATE_COLUMNS)
     write_table(class_rows(bench, every), folder / "classes.parquet", CLASS_COLUMNS)
