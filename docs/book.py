@@ -179,7 +179,8 @@ def build(target: Path, only: tuple[str, ...] = (), work: Path | None = None) ->
     except ImportError as err:
         sys.exit(f"the book needs {err.name}, one of the development packages of settings.ini: run `make install`")
     work = (work or ROOT / "build" / ("book" if not ONLY else "book-" + "-".join(ONLY))).resolve(); lay_out(work / "source")
-    app = Sphinx(work / "source", DOCS, work / "html", work / "doctrees", "html", status=None, warningiserror=False, freshenv=False)
+    app = Sphinx(work / "source", DOCS, work / "html", work / "doctrees", "html", status=None,
+                 confoverrides={"html_static_path": [str(work / "source" / "_static")]} | ({"suppress_warnings": ["myst", "mystnb", "toc", "misc"]} if ONLY else {}))
     app.build()
     if app.statuscode: sys.exit("the book was not built: see the messages above")
     shutil.rmtree(target, ignore_errors=True)

@@ -30,7 +30,6 @@ mathjax3_config = {"options": {"enableMenu": False, "ignoreHtmlClass": "document
 
 html_theme = "furo"
 html_title = f"{project} {release}"
-html_static_path = ["_static"]
 html_css_files = ["book.css"]
 html_js_files = ["book.js"]
 html_copy_source = html_show_sourcelink = html_show_sphinx = False
