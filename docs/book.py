@@ -73,9 +73,15 @@ def boxes(text: str) -> str:
     return "\n\n".join(out)
 
 
+def method_figure() -> str:
+    "The method's figure inside the page, so that its boxes are links."
+    return "```{raw} html\n<figure class=\"method\">\n" + (DOCS / "method.svg").read_text(encoding="utf-8").strip() + "\n</figure>\n```"
+
+
 def relink(text: str, here: str = "") -> str:
     "Links of the checkout become links of the book, where nbs/ and docs/ are one folder. `here`: the page's folder in the book."
     up = "../" * (here.count("/") + 1 if here else 0)
+    text = re.sub(r"!\[[^\]]*\]\((?:\.\./)*(?:docs/)?method\.png\)", lambda m: method_figure(), text)
     text = re.sub(r"\]\((?:\.\./)+(?:nbs|docs)/", f"]({up}", text)
     return re.sub(r"\]\((?:\.\./)*(CONTRIBUTING\.md)", rf"]({up}\1", text)
 

@@ -2,11 +2,6 @@
 import re
 from pathlib import Path
 
-import matplotlib
-matplotlib.use("agg")
-import matplotlib.pyplot as plt
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
-
 HERE = Path(__file__).resolve().parent
 BLUE, ORANGE, GREEN, PINK, GREY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#666666"      # Okabe and Ito: safe for colour-blind eyes
 ALT = ("The method from left to right. Public images with category names and elite images with expert captions enter. An image encoder and a text "
@@ -23,8 +18,8 @@ BOXES = {
     "image": (3.15, 3.55, 2.3, 1.0, GREY, "Image encoder", r"$g$: whole,  $p$: patches", "07_encoders"),
     "text": (3.15, 1.55, 2.3, 1.0, GREY, "Text encoder", r"$t$: whole text", "07_encoders"),
     "clip": (6.2, 1.55, 2.3, 1.0, BLUE, "Contrastive loss", "who shares a category", "10_contrastive"),
-    "sem": (9.1, 3.7, 2.45, 1.0, PINK, "Semantic reference", "whole images", "12.2_references"),
-    "app": (9.1, 5.0, 2.45, 1.0, GREEN, "Appearance reference", "patch by patch", "11_appearance"),
+    "sem": (9.0, 3.7, 2.65, 1.0, PINK, "Semantic reference", "whole images", "12.2_references"),
+    "app": (9.0, 5.0, 2.65, 1.0, GREEN, "Appearance reference", "patch by patch", "11_appearance"),
     "inject": (12.2, 4.3, 2.3, 1.1, PINK, "Injection", r"gate $\gamma$;  $R = A\,t_e$", "12_injection"),
     "decoder": (6.2, 2.95, 2.3, 1.0, ORANGE, "Caption decoder", "writes what it saw", "12.1_decoder"),
     "judge": (12.2, 1.45, 2.3, 1.2, GREY, "Judged", "zero-shot, few-shot,\nlinear probe", "14_evaluation"),
@@ -41,14 +36,16 @@ def corner(name, side):
 
 def draw(link="{}.html"):
     "The figure; `link` makes a box's address of its chapter."
+    import matplotlib.pyplot as plt
+    from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
     with plt.rc_context({"font.family": "DejaVu Sans", "svg.fonttype": "path", "svg.hashsalt": "keepfit_nb", "mathtext.fontset": "dejavusans"}):
         fig, ax = plt.subplots(figsize=(11.2, 4.7)); fig.subplots_adjust(0, 0, 1, 1)
-        ax.set(xlim=(-.1, 14.6), ylim=(-.1, 6.1)); ax.axis("off")
+        ax.set(xlim=(-.1, 14.65), ylim=(-.1, 6.15)); ax.axis("off")
         for a, b, out, into in ARROWS:
             ax.add_patch(FancyArrowPatch(corner(a, out), corner(b, into), arrowstyle="-|>", mutation_scale=13, lw=1.4, color=".45", shrinkA=2, shrinkB=3, zorder=1))
         ax.add_patch(FancyArrowPatch(corner("inject", "s"), corner("clip", "ne"), arrowstyle="-|>", mutation_scale=15, lw=2.2, color=PINK, shrinkA=2, shrinkB=3,
                                      connectionstyle="angle3,angleA=-100,angleB=12", zorder=1))
-        ax.text(11.1, 3.05, "pulls the public image", color=PINK, fontsize=9.5, ha="center", va="bottom", style="italic")
+        ax.text(9.7, 2.95, "pulls the public image", color=PINK, fontsize=9.5, ha="center", va="bottom", style="italic")
         for x, y, w, h, colour, title, small, chapter in BOXES.values():
             box = ax.add_patch(FancyBboxPatch((x, y), w, h, boxstyle="round,pad=0,rounding_size=.14", fc="white", ec=colour, lw=2.2, zorder=2))
             box.set_url(link.format(chapter))
@@ -67,9 +64,10 @@ def svg(text: str) -> str:
 
 
 def main():
+    import matplotlib; matplotlib.use("agg")
     fig = draw(); path = HERE / "method.svg"
     fig.savefig(path, metadata={"Date": None, "Creator": None}); path.write_text(svg(path.read_text(encoding="utf-8")), encoding="utf-8")
-    fig.savefig(HERE / "method.png", dpi=110, metadata={"Software": None}); plt.close(fig)
+    fig.savefig(HERE / "method.png", dpi=110, metadata={"Software": None})
 
 
 if __name__ == "__main__": main()
