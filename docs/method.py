@@ -38,7 +38,7 @@ def draw(link="{}.html"):
     "The figure; `link` makes a box's address of its chapter."
     import matplotlib.pyplot as plt
     from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
-    with plt.rc_context({"font.family": "DejaVu Sans", "svg.fonttype": "path", "svg.hashsalt": "keepfit_nb", "mathtext.fontset": "dejavusans"}):
+    with plt.rc_context({"font.family": "DejaVu Sans", "mathtext.fontset": "dejavusans"}):
         fig, ax = plt.subplots(figsize=(11.2, 4.7)); fig.subplots_adjust(0, 0, 1, 1)
         ax.set(xlim=(-.1, 14.65), ylim=(-.1, 6.15)); ax.axis("off")
         for a, b, out, into in ARROWS:
@@ -64,8 +64,8 @@ def svg(text: str) -> str:
 
 
 def main():
-    import matplotlib; matplotlib.use("agg")
-    fig = draw(); path = HERE / "method.svg"
+    import matplotlib; matplotlib.use("agg"); matplotlib.rcParams["svg.hashsalt"] = "keepfit_nb"        # the same drawing gives the same file
+    fig, path = draw(), HERE / "method.svg"
     fig.savefig(path, metadata={"Date": None, "Creator": None}); path.write_text(svg(path.read_text(encoding="utf-8")), encoding="utf-8")
     fig.savefig(HERE / "method.png", dpi=110, metadata={"Software": None})
 
