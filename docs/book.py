@@ -48,7 +48,7 @@ def sentences(text: str) -> list[str]:
     text = re.sub(r"```.*?```|\$\$.*?\$\$|^\s*[|#>].*$|^- ", " ", text, flags=re.S | re.M)
     text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text)
     text = re.sub(r"[*`_$\\]", "", text)
-    return [s.strip() for s in re.split(r"(?<=[.:;?!])\s+", re.sub(r"\s+", " ", text)) if len(s.strip()) > 3]
+    return [s.strip() for s in re.split(r"(?<=[.?!])\s+", re.sub(r"\s+", " ", text)) if len(s.strip()) > 3]
 
 
 def figure_alt(code: str, heading: str, before: str, after: str) -> str:
@@ -58,7 +58,7 @@ def figure_alt(code: str, heading: str, before: str, after: str) -> str:
     titles = list(dict.fromkeys(t.strip() for pair in shown for t in pair if t.strip()))
     near = sentences(caption[1]) if caption else sentences(before)[-1:]
     parts = [heading, "; ".join(titles[:4]), " ".join(near)]
-    text = ". ".join(p.strip(" .:;") for p in parts if p.strip(" .:;"))
+    text = ". ".join(p[:1].upper() + p[1:] for p in (p.strip(" .:;") for p in parts) if p)
     return (text[:297] + "…" if len(text) > 300 else text + ".").replace('"', "'").replace("\n", " ")
 
 
@@ -147,6 +147,7 @@ def sources() -> dict[str, str | bytes]:
     for i in range(len(PARTS)): out[f"part{i + 1}.md"] = part_page(i)
     for p in sorted(DOCS.rglob("*.md")): out[str(p.relative_to(DOCS))] = relink(p.read_text(encoding="utf-8"), "/".join(p.relative_to(DOCS).parts[:-1]))
     for p in [*DOCS.glob("*.png"), *DOCS.glob("*.svg")]: out[p.name] = p.read_bytes()
+    for p in (NBS / "profiles").glob("*.yaml"): out[f"profiles/{p.name}"] = p.read_bytes()
     out["CONTRIBUTING.md"] = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     where = {module(p.stem): p.stem for p in sorted(NBS.glob("[0-9][0-9]*_*.ipynb"))}
     out |= {f"api/{name}.md": text for name, text in api_pages(ROOT / "keepfit_nb", where).items()
