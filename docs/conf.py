@@ -32,6 +32,7 @@ html_theme = "furo"
 html_title = f"{project} {release}"
 html_css_files = ["book.css"]
 html_js_files = ["book.js"]
+html_domain_indices = False
 html_copy_source = html_show_sourcelink = html_show_sphinx = False
 html_show_search_summary = False           # pages opened from a folder cannot be fetched for it; book.js says what a page promises
 html_theme_options = {
