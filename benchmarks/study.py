@@ -11,7 +11,7 @@ import pandas as pd
 
 from keepfit_nb.profiles import project_root, read_json, real_folder, source_fingerprint, write_json
 
-NEEDED = ("03d", "05", "06", "07", "13", "14", "15", "16", "17", "21")      # the stages; the chapters between them add no result
+NEEDED = ("03d", "05", "06", "07", "13", "13a", "14", "15", "16", "17", "21")      # the stages; the chapters between them add no result
 RESULTS = Path(__file__).parent / "results" / "study.json"
 
 
@@ -112,12 +112,13 @@ def ablation():
 
 
 NAMES = {("captions", "consistency"): "caption_consistency"}      # (file, its name) → the name in the study
-FILES = dict(records=("records_million",), phantoms=("captions", "phantom_speed"), atlas=("atlas",), realism=("realism",), speed=("loading", "step_speed"),
-             mlm=("mlm",), tokenizer=("tokenizer",), caption=("captioning",))      # part → the files beside this one that measure it
+FILES = dict(records=("records_million",), phantoms=("captions", "phantom_speed"), atlas=("atlas",), realism=("realism",), speed=("loading", "step_speed", "evaluation", "few_shot", "linear_probe"),
+             mlm=("mlm",), tokenizer=("tokenizer",), caption=("captioning",), segmentation=("segmentation",), retrieval=("retrieval",), explain=("explain",))      # part → the files beside this one that measure it
 PARTS = {part: measured(*files) for part, files in FILES.items()} | dict(learnability=learnability, ablation=ablation, spark=spark, real=real)
 CAMERAS = ("fundus", "angiography", "oct")
-MODULES = dict(records=("records", "leaks"), phantoms=("captions", "reading", *CAMERAS), atlas=("atlas", "pages", "houses"), realism=CAMERAS, learnability=CAMERAS, speed=("images", "decoding", "training", "pretraining"),
-               mlm=("text_pretraining",), tokenizer=("tokenizer",), caption=("decoder", "captions"))    # the chains and the ablation check themselves
+MODULES = dict(records=("records", "leaks"), phantoms=("captions", "reading", *CAMERAS), atlas=("atlas", "pages", "houses"), realism=CAMERAS, learnability=CAMERAS, speed=("images", "decoding", "training", "pretraining",
+               "measures", "embeddings", "zero_shot", "adapters", "logistic"), mlm=("text_pretraining",), tokenizer=("tokenizer",), caption=("decoder", "captions"),
+               segmentation=("masks", "segmentation"), retrieval=("ranking", "retrieval", "captioning"), explain=("saliency", "explain"))    # the chains and the ablation check themselves
 
 
 def code_of(part):

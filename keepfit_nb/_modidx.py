@@ -1748,6 +1748,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'keepfit_nb.report': { 'keepfit_nb.report.Settings': ('report.html#settings', 'keepfit_nb/report.py'),
                                    'keepfit_nb.report._head': ('report.html#_head', 'keepfit_nb/report.py'),
                                    'keepfit_nb.report._kind': ('report.html#_kind', 'keepfit_nb/report.py'),
+                                   'keepfit_nb.report._others': ('report.html#_others', 'keepfit_nb/report.py'),
                                    'keepfit_nb.report._summary': ('report.html#_summary', 'keepfit_nb/report.py'),
                                    'keepfit_nb.report._write_page': ('report.html#_write_page', 'keepfit_nb/report.py'),
                                    'keepfit_nb.report.absent_sets': ('report.html#absent_sets', 'keepfit_nb/report.py'),

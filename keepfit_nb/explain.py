@@ -373,7 +373,7 @@ def look_up(run, bench: Bench, name: str, seed: int, model, cache, settings: Set
 def map_of(bench: Bench, name: str, seed: int, how: str) -> pd.DataFrame:
     "Coordinates of all test images of one model, with set, modality and category."
     records = [r for r in bench.records if r["split"] == "test"]
-    features = bench.embeddings(name, seed).of([r["row"] for r in records], "unprojected" if name == "start" else "projected")
+    kept = bench.embeddings(name, seed); features = kept.of([r["row"] for r in records], "projected" if "projected" in kept.dims else "unprojected")      # no words, no projection
     x, y = flat_map(features, how, seed).T if len(records) > 2 else np.zeros((2, len(records)))
     return pd.DataFrame(dict(model=name, seed=seed, row=[r["row"] for r in records], set=[r["source"] for r in records], modality=[r["modality"] for r in records],
                              category=[", ".join(r["categories"]) or "none" for r in records], x=x, y=y))

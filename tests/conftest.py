@@ -31,7 +31,7 @@ def cli():
     return call
 
 
-SPINE = ("03d", "05", "06", "07", "13", "14", "15", "16", "17", "21")      # from simulated eyes to the report; the other chapters explain or deepen
+SPINE = ("03d", "05", "06", "07", "13", "13a", "14", "15", "16", "17", "21")      # from simulated eyes to the report; the other chapters explain or deepen
 
 
 @pytest.fixture(scope="session")

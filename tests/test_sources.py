@@ -521,7 +521,8 @@ def test_full_reads_the_replicas_of_all_sets(tmp_path, monkeypatch):
 
 TINY = {"images.size": 48, "encoders.image_model": "resnet10t", "encoders.image_pretrained": "false", "encoders.text_model": "tiny", "encoders.text_pretrained": "false",
         "encoders.text_states": "[-1]", "encoders.max_tokens": 32, "encoders.projection": 32, "pretraining.epochs": "null", "pretraining.steps": 3,
-        "pretraining.batch_size": 16, "evaluation.bootstrap": 20, "few_shot.draws": 2, "few_shot.shots": "[1]", "seeds": "[0]",
+        "pretraining.batch_size": 16, "evaluation.bootstrap": 20, "few_shot.draws": 2, "few_shot.shots": "[1]", "few_shot.percents": "[]", "few_shot.trained_kinds": "[coarse]",
+        "linear_probe.percents": "[]", "linear_probe.draws": 2, "baselines.models": "[{kind: random}, {kind: supervised}]", "seeds": "[0]",
         "variants": "{keepfit: {elite: true, semantic: true}}"}
 
 
@@ -530,8 +531,8 @@ def test_full_runs_to_its_report_on_replicas(tmp_path, cli):
     root = all_replicas(tmp_path / "sets")          # two per class: chapter 14 wants two test rows
     shutil.rmtree(root / "deepeyenet")
     words = [w for k, v in {**TINY, "sources.sets": "[]", "sources.root": root}.items() for w in ("--set", f"{k}={v}")]
-    done = cli("run", "--profile", "full", "--run-dir", tmp_path / "run", "--only", "05", "06", "13", "14", "15", "21", *words, timeout=2400,
+    done = cli("run", "--profile", "full", "--run-dir", tmp_path / "run", "--only", "05", "06", "13", "13a", "14", "15", "21", *words, timeout=2400,
                env={"KEEPFIT_DATA": str(tmp_path / "cache")})
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
-    assert all(c["status"] == "ok" for c in manifest["chapters"].values()) and len(manifest["chapters"]) == 6
+    assert all(c["status"] == "ok" for c in manifest["chapters"].values()) and len(manifest["chapters"]) == 7
