@@ -148,7 +148,7 @@ def examine() -> dict:
 # %% ../nbs/22.2_machine.ipynb #3f7bbcd3
 def diagnosis(found: dict) -> str:
     "What `examine` found, in plain words."
-    lines, say = [], lambda head, text: lines.append(f"{head:10}{text}")
+    lines, say = [], lambda head, text: lines.append(f"{head:12}{text}")
     say("packages", f"{len(found['packages']) - len(found['missing'])} of {len(found['packages'])}, Python {found['python']}" + (
         f"; MISSING: {', '.join(found['missing'])} (pip install them, or `make install`)" if found["missing"] else ""))
     if found["too_old"]: say("", f"too old: {'; '.join(found['too_old'])}")

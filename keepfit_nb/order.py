@@ -6,7 +6,7 @@
 __all__ = ['PARAMETERS', 'chapter_cells', 'parameter_names', 'first_chapter', 'choose', 'touched', 'may_start', 'play']
 
 # %% ../nbs/22.1_order.ipynb #ebbc1fc2
-import ast, contextlib, functools, json
+import ast, functools, json
 from pathlib import Path
 
 from .profiles import *
@@ -44,18 +44,27 @@ def choose(first: str = "", last: str = "", only: list[str] | tuple = ()) -> lis
     return names[names.index(a):names.index(b) + 1]
 
 # %% ../nbs/22.1_order.ipynb #0c62fc33
+def _strings(tree, node) -> set[str]:
+    "String constants in an expression, those of a list that it names included."
+    named = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+    parts = [node, *(n.value for n in tree.body if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") in named)]
+    return {n.value for part in parts for n in ast.walk(part) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+
 @functools.lru_cache(maxsize=None)
 def _asked(source: str) -> tuple[frozenset[str], bool]:
-    "Stages that some code asks for by name, and whether it also looks where we cannot see."
+    "Stages that some code asks for by name, and whether it also looks where we cannot see. The code is parsed, not executed."
     found, open_ended = set(), False
-    source = "\n".join(line for line in source.splitlines() if not line.lstrip().startswith(("%", "!")))
-    for n in ast.walk(ast.parse(source)):
-        if isinstance(n, ast.Call) and getattr(n.func, "attr", "") in ("need", "folder") and len(n.args) == 1:
+    tree = ast.parse("\n".join(line for line in source.splitlines() if not line.lstrip().startswith(("%", "!"))))
+    for n in ast.walk(tree):
+        if isinstance(n, ast.Attribute) and n.attr == "dir" and getattr(n.value, "id", "") == "run": open_ended = True
+        if not isinstance(n, ast.Call): continue
+        if getattr(n.func, "id", "") == "stage": found |= {s for k in n.keywords if k.arg == "needs" for s in _strings(tree, k.value)}
+        if getattr(n.func, "attr", "") in ("need", "folder") and len(n.args) == 1:
             if isinstance(n.args[0], ast.Constant): found.add(n.args[0].value)
             else: open_ended = True
-        if isinstance(n, ast.Attribute) and n.attr == "dir" and getattr(n.value, "id", "") == "run": open_ended = True
     return frozenset(found), open_ended
 
+# %% ../nbs/22.1_order.ipynb #000201cb
 def touched(name: str) -> tuple[set[str], bool]:
     "Stages that executing a chapter may read or build, its own included; and whether it may look at any other."
     cells = "\n".join("".join(c["source"]) for c in chapter_cells(chapters()[name]) if c["cell_type"] == "code")
@@ -65,7 +74,6 @@ def touched(name: str) -> tuple[set[str], bool]:
     todo = {n for n in asked if n in known} | {name}
     while todo:
         stage_name = todo.pop(); found.add(stage_name)
-        with contextlib.suppress(ValueError, ModuleNotFoundError): todo |= set(find_stage(stage_name).needs) - found
         todo |= {n for n in _asked(_module_source(module_of(stage_name)))[0] if n in known} - found
     return found, open_ended
 

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['EXIT', 'app', 'sources_app', 'MANY', 'IMAGE_FILES', 'Settings', 'check_profile', 'preflight', 'chapter_key',
            'unchanged', 'execute_chapter', 'commit', 'code_hashes', 'data_hashes', 'new_manifest', 'save_manifest',
-           'open_folder', 'expected_seconds', 'Chain', 'point_latest', 'run_folder', 'notice_of', 'begin', 'latest_run',
-           'finish_report', 'spread', 'parse_set', 'run_command', 'load_model', 'classify', 'embed', 'embed_files',
-           'write_embeddings', 'sources_list', 'sources_check', 'sources_fetch', 'report', 'compare', 'doctor',
-           'schedule_command', 'main', 'tiny_chain', 'check_runner']
+           'open_folder', 'expected_seconds', 'Chain', 'is_built', 'point_latest', 'run_folder', 'notice_of', 'begin',
+           'latest_run', 'finish_report', 'spread', 'parse_set', 'run_command', 'load_model', 'classify', 'embed',
+           'embed_files', 'write_embeddings', 'sources_list', 'sources_check', 'sources_fetch', 'report', 'compare',
+           'doctor', 'schedule_command', 'main', 'tiny_chain', 'check_runner']
 
 # %% ../nbs/22_running.ipynb #e4aa41ed
 import ast, contextlib, functools, hashlib, importlib, json, os, shutil, signal, subprocess, sys, time
@@ -195,13 +195,18 @@ class Chain:
 # %% ../nbs/22_running.ipynb #1372919e
 from fastcore.basics import patch
 
+def is_built(run: Run, name: str) -> bool:
+    "Is the artefact of a stage there, and would `need` leave it as it is?"
+    left = read_json(run.folder(name) / "manifest.json", {})
+    with contextlib.suppress(ValueError, ModuleNotFoundError): return left.get("status") == "ok" and left.get("fingerprint") == run.fingerprint(name)
+    return False
+
 @patch
 def ready(self: Chain) -> str | None:
     "The next chapter that may start now; None when all must wait."
     if self.code or len(self.running) >= self.jobs: return None
     if self.jobs == 1 or not self.running: return next(iter(self.pending), None)
-    fresh = lambda n: read_json(self.run.folder(n) / "manifest.json", {}).get("status") == "ok" and n not in self.running and n not in self.pending
-    built = {n for n in chapters() if fresh(n)}
+    built = {n for n in chapters() if n not in self.running and n not in self.pending and is_built(self.run, n)}
     for i, name in enumerate(self.pending):
         earlier = [*self.pending[:i], *(r for r in self.running if r < name)]
         if may_start(name, earlier, list(self.running), built): return name
