@@ -1499,6 +1499,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'keepfit_nb.running.check_profile': ('running.html#check_profile', 'keepfit_nb/running.py'),
                                     'keepfit_nb.running.check_runner': ('running.html#check_runner', 'keepfit_nb/running.py'),
                                     'keepfit_nb.running.classify': ('running.html#classify', 'keepfit_nb/running.py'),
+                                    'keepfit_nb.running.clean_manifests': ('running.html#clean_manifests', 'keepfit_nb/running.py'),
                                     'keepfit_nb.running.code_hashes': ('running.html#code_hashes', 'keepfit_nb/running.py'),
                                     'keepfit_nb.running.commit': ('running.html#commit', 'keepfit_nb/running.py'),
                                     'keepfit_nb.running.compare': ('running.html#compare', 'keepfit_nb/running.py'),

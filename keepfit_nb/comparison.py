@@ -115,16 +115,16 @@ def _told(changes: dict, most: int = 12) -> list[str]:
 def in_words(found: dict) -> str:
     "A page for `compare_runs`."
     a, b = found["before"], found["after"]
-    lines = [f"before  {a['run']} ({a['profile']}, {a['status']}, {a['started']})", f"after   {b['run']} ({b['profile']}, {b['status']}, {b['started']})"]
+    lines = [f"before      {a['run']} ({a['profile']}, {a['status']}, {a['started']})", f"after       {b['run']} ({b['profile']}, {b['status']}, {b['started']})"]
     dirty = " (with uncommitted changes)"
     code = "the same commit" if a["commit"] == b["commit"] else f"commit {str(a['commit'])[:8]} → {str(b['commit'])[:8]}"
-    lines.append(f"code    {code}{dirty if a['dirty'] or b['dirty'] else ''}; chapters whose code differs: {', '.join(found['code']) or 'none'}")
+    lines.append(f"code        {code}{dirty if a['dirty'] or b['dirty'] else ''}; chapters whose code differs: {', '.join(found['code']) or 'none'}")
     for kind in ("data", "parameters", "versions", "fates", "metrics"):
-        lines.append(f"{kind:8}" + ("no difference" if not found[kind] else f"{len(found[kind])} {'differs' if len(found[kind]) == 1 else 'differ'}:"))
+        lines.append(f"{kind:12}" + ("no difference" if not found[kind] else f"{len(found[kind])} {'differs' if len(found[kind]) == 1 else 'differ'}:"))
         lines += _told({k.removeprefix("sections."): v for k, v in found[kind].items()})
     r = found["results"]
-    if r["rows"]: lines.append(f"results {r['differ']} of {r['rows']} rows differ, {r['apart']} by more than their intervals")
+    if r["rows"]: lines.append(f"results     {r['differ']} of {r['rows']} rows differ, {r['apart']} by more than their intervals")
     lines += [f"    {x['stage']}: {x['row']}  {x['before']:.3f} → {x['after']:.3f}{'  *' if x['apart'] else ''}" for x in r["largest"]]
     slower = sorted(((n, q - p) for n, (p, q) in found["times"].items() if p and q), key=lambda t: -abs(t[1]))[:3]
-    if slower: lines.append("times   " + ", ".join(f"{n} {d:+.0f} s" for n, d in slower))
+    if slower: lines.append("times       " + ", ".join(f"{n} {d:+.0f} s" for n, d in slower))
     return "\n".join(lines + ["the same in all that matters" if found["same"] else "* the intervals do not touch" if r["apart"] else ""]).rstrip()

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['EXIT', 'app', 'sources_app', 'MANY', 'IMAGE_FILES', 'Settings', 'check_profile', 'preflight', 'chapter_key',
-           'unchanged', 'execute_chapter', 'commit', 'code_hashes', 'data_hashes', 'new_manifest', 'save_manifest',
-           'open_folder', 'expected_seconds', 'Chain', 'is_built', 'point_latest', 'run_folder', 'notice_of', 'begin',
-           'latest_run', 'finish_report', 'spread', 'parse_set', 'run_command', 'load_model', 'classify', 'embed',
-           'embed_files', 'write_embeddings', 'sources_list', 'sources_check', 'sources_fetch', 'report', 'compare',
-           'doctor', 'schedule_command', 'main', 'tiny_chain', 'check_runner']
+           'unchanged', 'execute_chapter', 'commit', 'code_hashes', 'data_hashes', 'new_manifest', 'clean_manifests',
+           'save_manifest', 'open_folder', 'expected_seconds', 'Chain', 'is_built', 'point_latest', 'run_folder',
+           'notice_of', 'begin', 'latest_run', 'finish_report', 'spread', 'parse_set', 'run_command', 'load_model',
+           'classify', 'embed', 'embed_files', 'write_embeddings', 'sources_list', 'sources_check', 'sources_fetch',
+           'report', 'compare', 'doctor', 'schedule_command', 'main', 'tiny_chain', 'check_runner']
 
 # %% ../nbs/22_running.ipynb #e4aa41ed
 import ast, contextlib, functools, hashlib, importlib, json, os, shutil, signal, subprocess, sys, time
@@ -129,6 +129,12 @@ def new_manifest(run: Run, overrides: dict) -> dict:
     return dict(run=run.dir.name, profile=run.profile.name, status="running", seed=run.seed, overrides=overrides, **commit(),
                 code=code_hashes(), data=data_hashes(), parameters=run.profile.model_dump(mode="json"), versions=versions(),
                 device=str(run.device), cores=os.cpu_count(), started=_now(), chapters={})
+
+def clean_manifests(folder: Path) -> None:
+    "Take the paths of this machine out of the stages' manifests (settings with one's own folders, errors that name a file)."
+    for path in folder.glob("*/manifest.json"):
+        page = read_json(path)
+        if isinstance(page, dict) and (clean := pathless(page, folder)) != page: write_json(path, clean)
 
 def save_manifest(run: Run, manifest: dict) -> None:
     "Write it, without paths of this machine."
@@ -273,7 +279,7 @@ def close(self: Chain, seconds: float) -> None:
         if entry["status"] == "running": entry |= dict(status="interrupted", seconds=entry.get("seconds", 0.), metrics={})
     status = {EXIT["ok"]: "ok", EXIT["interrupted"]: "interrupted"}.get(self.code, "failed")
     self.manifest |= dict(status=status, exit_code=self.code, finished=_now(), seconds=round(seconds, 1))
-    try: save_manifest(self.run, self.manifest)
+    try: save_manifest(self.run, self.manifest); clean_manifests(self.run.dir)
     except OSError as err: self.code = self.code or EXIT["machine"]; print(f"the manifest could not be completed: {err}", file=sys.stderr)
 
 # %% ../nbs/22_running.ipynb #b3cc8d96

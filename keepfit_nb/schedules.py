@@ -40,8 +40,8 @@ class Plan(BaseModel, extra="forbid"):
     @model_validator(mode="after")
     def _check(self):
         fields_of(self.when); choose(self.first, self.last, self.only)
-        bad = [t for t in _texts(self.model_dump()) if re.search(r"[\x00-\x1f\x7f]|\$\{\{|`|\$\(", t)]
-        if bad: raise ValueError(f"a plan is one line each, without control characters, backticks, $( or ${{{{: {bad[0][:60]!r}")
+        bad = [t for t in _texts(self.model_dump()) if re.search(r"[\x00-\x1f\x7f]|\{\{|\{%|`|\$\(", t)]
+        if bad: raise ValueError(f"a plan is one line each, without control characters, backticks, $(, {{{{ or {{%: {bad[0][:60]!r}")
         if not self.cards and self.hours > 6 and not self.labels: raise ValueError("a run without a card on GitHub's own machines ends after 6 hours; ask for less, or name your runner in labels")
         return self
 
@@ -181,7 +181,9 @@ def github(plan: Plan, root: Path) -> dict[str, str]:
                       "with": {"name": f"{plan.name}-${{{{ matrix.seed }}}}", "path": "runs/*/manifest.json\nruns/*/log.txt\nruns/*/21_report/\n", "if-no-files-found": "ignore"}}]}
     flow = {"name": f"KeepFIT {plan.name}", "on": {"schedule": [{"cron": plan.when}], "workflow_dispatch": {}}, "permissions": {"contents": "read"},
             "concurrency": {"group": f"keepfit-{plan.name}", "cancel-in-progress": False}, "jobs": {"run": job}}
-    return {f"keepfit-{plan.name}.yml": f"# {plan.about}; made by `keepfit-nb schedule github`, into .github/workflows/\n" + yaml.safe_dump(flow, sort_keys=False, width=200)}
+    class Blocks(yaml.SafeDumper): pass                       # text of several lines as people write it
+    Blocks.add_representer(str, lambda d, s: d.represent_scalar("tag:yaml.org,2002:str", s, style="|" if "\n" in s else None))
+    return {f"keepfit-{plan.name}.yml": f"# {plan.about}; made by `keepfit-nb schedule github`, into .github/workflows/\n" + yaml.dump(flow, Dumper=Blocks, sort_keys=False, width=200)}
 
 # %% ../nbs/22.5_schedules.ipynb #a938afc4
 def jupyter(plan: Plan, root: Path) -> dict[str, str]:

@@ -152,9 +152,9 @@ def kernel_of(process, seconds=60):
 
 
 def test_killed_kernel_fails_and_resumes(tmp_path, cli):
-    process = start(tmp_path / "run"); kernel = kernel_of(process); time.sleep(1); kernel.kill()
+    process = start(tmp_path / "run", "--set", "running.retries=0"); kernel = kernel_of(process); time.sleep(1); kernel.kill()
     out, err = process.communicate(timeout=120)
-    assert process.returncode == 1, out + err
+    assert process.returncode == 3, out + err
     manifest = read_json(tmp_path / "run" / "manifest.json")
     assert manifest["status"] == "failed" and "kernel died" in manifest["chapters"]["00_profiles"]["error"]
     assert manifest["chapters"]["02_records"]["status"] == "not run"

@@ -68,6 +68,12 @@ def test_an_error_in_a_cell_is_told_and_not_tried_again(book):
 MEETS = "import pathlib, time\nhere = pathlib.Path(run_dir); (here/'{me}').touch()\nend = time.time() + 60\nwhile not (here/'{other}').exists() and time.time() < end: time.sleep(.05)\nassert (here/'{other}').exists()"
 
 
+def test_stage_manifests_keep_no_path(book, tmp_path):
+    code = "import json, pathlib; (pathlib.Path(run_dir)/'90_a'/'manifest.json').write_text(json.dumps(dict(status='ok', settings=dict(root='/home/maria/eyes', run=run_dir + '/x'))))"
+    _, _, place = book(a=code)()
+    assert read_json(place / "90_a" / "manifest.json")["settings"] == dict(root="…/eyes", run="x")
+
+
 def test_two_chapters_at_once_where_they_may(book):
     code, manifest, _ = book(a=MEETS.format(me="a", other="b"), b=MEETS.format(me="b", other="a"))(jobs=2)
     assert code == 0, manifest["chapters"]
