@@ -67,17 +67,19 @@ def preflight(prof: Profile, folder: Path, names: list[str]) -> Settings:
     for name in settings.limits: chapter_named(name)
     if settings.notify and not shutil.which(settings.notify[0]): raise ValueError(
         f"running.notify: there is no command {settings.notify[0]!r}; give its full path, each word an item of the list")
-    check_profile(prof); check_room(folder, settings.min_free_gb); check_memory(settings.min_memory_gb)
+    check_room(folder, settings.min_free_gb); check_memory(settings.min_memory_gb)      # quick questions first
+    check_profile(prof)
     return settings
 
 # %% ../nbs/22_running.ipynb #b06214a7
 def chapter_key(run: Run, name: str) -> str:
     "Fingerprint of a chapter in a run; equal keys mean that executing it again would do the same."
     cells = ["".join(c["source"]) for c in chapter_cells(chapters()[name]) if c["cell_type"] == "code"]
+    prof = run.profile.model_dump(mode="json"); prof["sections"].pop("running", None)      # another time limit makes no other chapter
     before = [module_of(n) for n in chapters() if n <= name]
     try: own = run.fingerprint(name)
     except (ValueError, ModuleNotFoundError): own = ""          # a chapter without a stage
-    parts = [cells, run.profile.model_dump(mode="json"), run.seed, [source_fingerprint(m) for m in before], own]
+    parts = [cells, prof, run.seed, [source_fingerprint(m) for m in before], own]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 def unchanged(run: Run, name: str, entry: dict) -> bool:

@@ -243,7 +243,7 @@ def notify(
     except OSError as err: return f"notify: {command[0]} could not be started ({err.strerror or err})"
 
 # %% ../nbs/22.3_supervision.ipynb #cd93ed90
-_ABSOLUTE = re.compile(r"(?<![\w./~:<-])(?:[A-Za-z]:[\\/]|/)(?:[^\s\"'<>|:,;()\[\]]+[\\/])+(?=[^\s\"'<>|:,;()\[\]/\\])")
+_ABSOLUTE = re.compile(r"(?<![\w./~<-])(?:[A-Za-z]:[\\/](?![\\/])|/(?!/))(?:[^\s\"'<>|:,;()\[\]]+[\\/])+(?=[^\s\"'<>|:,;()\[\]/\\])")
 
 def pathless(value, folder: Path | None = None):
     "A value for a manifest, nested or not, without absolute paths: project and run folder relative, the rest shortened to its last part."
