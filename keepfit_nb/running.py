@@ -266,7 +266,7 @@ def go(self: Chain) -> int:
             while (name := self.ready()) is not None: self.begin_chapter(name, pool)
             if self.running: self.watch_over()
     except KeyboardInterrupt: self.code = EXIT["interrupted"]; print("interrupted; --resume goes on from here", file=sys.stderr)
-    except (OSError, RuntimeError) as err: self.code = EXIT["machine"]; print(f"stopped: {err}; --resume goes on from here", file=sys.stderr)
+    except (OSError, RuntimeError, ValueError) as err: self.code = EXIT["machine"]; print(f"stopped: {err}; --resume goes on from here", file=sys.stderr)
     finally:
         for _, watch in self.running.values(): watch.stop("stopped")
         self.progress.clear(); pool.shutdown()
