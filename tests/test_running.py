@@ -1,5 +1,5 @@
 "Chapter 22: the chain, its manifest, its exit codes, killed processes, the command line."
-import json, os, shutil, signal, subprocess, sys, time
+import contextlib, json, os, shutil, signal, subprocess, sys, time
 from pathlib import Path
 
 import pytest
@@ -141,12 +141,14 @@ def start(folder, *words, **kwargs):
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs)
 
 
-def kernel_of(process, seconds=60):
+def kernel_of(process, seconds=300):
     "The kernel that a runner has started."
     import psutil
     for _ in range(seconds * 20):
         for child in psutil.Process(process.pid).children():
-            if "ipykernel" in " ".join(child.cmdline()): return child
+            with contextlib.suppress(psutil.Error):                       # a short-lived child (git) may be gone already
+                if "ipykernel" in " ".join(child.cmdline()): return child
+        if process.poll() is not None: break
         time.sleep(.05)
     raise AssertionError("no kernel was started")
 
