@@ -7,7 +7,8 @@ What was chosen where: the cameras' colours (chapter 03a, `TINTS`), their blur a
 Network, augmentation, steps and normalisation were set once, not searched. No test image guided a choice. Training sees phantoms only; "adapted" means that the batch statistics of the trained network, and nothing else,
 were taken anew from the unlabelled real train images of the same source.
 """
-import csv, json, os
+import csv, hashlib, json, os
+from pathlib import Path
 
 import cv2, numpy as np, torch, torch.nn.functional as F
 
@@ -16,7 +17,7 @@ from keepfit_nb.eye import DISEASES, sample_eye, stream
 from keepfit_nb.fundus import render_fundus, small_cnn
 from keepfit_nb.images import decode, foreground_crop, resize_pad
 from keepfit_nb.oct import render_oct
-from keepfit_nb.profiles import real_folder
+from keepfit_nb.profiles import project_root, read_json, real_folder, source_fingerprint, write_json
 
 SIZE, SEEDS = 128, (0, 1, 2)
 cv2.setNumThreads(1)
@@ -195,16 +196,27 @@ def transfer(name, n=1200, steps=350, seeds=SEEDS, split=None) -> dict:
     return {f"{name.replace(' ', '_')}.{k}": v for k, v in out.items()}
 
 
-def measure(tasks=None, **size) -> dict:
+def transfers(tasks, folder, **size) -> dict:
+    "Every question's figures; those left in `folder` by the same code and size are kept, so a stopped study goes on where it was."
+    code = "-".join([source_fingerprint(m)[:6] for m in ("fundus", "angiography", "oct")] + [hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:6], str(size)])
+    values = {}
+    for name in tasks:
+        file = Path(folder) / f"{name.replace(' ', '_')}.json"; left = read_json(file, {})
+        if left.get("code") != code:
+            left = dict(code=code, found=transfer(name, **size)); file.parent.mkdir(parents=True, exist_ok=True); write_json(file, left)
+            print("realism", left["found"], flush=True)
+        values |= left["found"]
+    return values
+
+
+def measure(tasks=None, folder=None, **size) -> dict:
     "Effect sizes of colour and sharpness per modality, then every two-way question; empty without the real images."
     if not (real_folder() / "records.csv").exists():
         print("realism: no real images; set KEEPFIT_REAL to their folder. Part left out."); return {}
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
     values = {}
     for modality in ("CFP", "FFA", "OCT"): values |= compare(modality)
-    for name in tasks or TASKS:
-        values |= (found := transfer(name, **size)); print("realism", found, flush=True)
-    return values
+    return values | transfers(tasks or TASKS, folder or project_root() / "runs" / "study_realism", **size)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['PROTOCOLS', 'COLUMNS', 'MODEL_ORDER', 'OURS', 'Settings', 'read_results', 'overview_rows', 'cell', 'as_table', 'wide',
-           'overview_figure', 'read_curves', 'curves_figure', 'as_data', 'picture', 'example_rows', 'source_notes',
-           'absent_sets', 'data_rows', 'cost_rows', 'result_tables', 'render', 'build']
+           'overview_figure', 'versus_rows', 'class_table', 'read_curves', 'curves_figure', 'as_data', 'picture',
+           'example_rows', 'source_notes', 'absent_sets', 'data_rows', 'cost_rows', 'cost_sum', 'result_tables',
+           'render', 'export_results', 'build']
 
 # %% ../nbs/21_report.ipynb #1b3a6900
 import base64, html, io
@@ -16,9 +17,11 @@ import matplotlib.pyplot as plt, seaborn as sns
 from jinja2 import Environment
 from pydantic import BaseModel
 from .profiles import *
+from .published import beside, latex_tables, run_dataset_card, run_model_card
 
 # %% ../nbs/21_report.ipynb #c3988e47
-PROTOCOLS = {"15_zero_shot": "Zero-shot", "16_few_shot": "Few-shot", "17_linear_probe": "Linear probe"}
+PROTOCOLS = {name: title for name, title in {"15_zero_shot": "Zero-shot", "16_few_shot": "Few-shot", "17_linear_probe": "Linear probe", "17b_segmentation": "Segmentation",
+             "18_retrieval": "Retrieval", "19_explain": "Where the model looks"}.items() if name in chapters()}
 COLUMNS = ["model", "seed", "set", "task", "kind", "modality", "protocol", "shots", "metric", "value", "low", "high", "n"]
 
 class Settings(BaseModel, extra="forbid"):
@@ -94,6 +97,23 @@ def overview_figure(rows: pd.DataFrame, chance: dict | None = None):
         if kind == "fine": ax.axhline(.5, ls="--", c=".5", lw=1)
     axes[0][-1].legend(fontsize=8); fig.tight_layout()
     return fig
+
+# %% ../nbs/21_report.ipynb #c5a705a0
+def versus_rows(run_dir: Path) -> pd.DataFrame:
+    "Paired comparisons that the protocols left, with difference and interval in one cell; empty when there are none."
+    found = [pd.read_parquet(p) for p in sorted(Path(run_dir).glob("1[5-9]*/comparisons.parquet"))]
+    table = pd.concat(found, ignore_index=True) if found else pd.DataFrame()
+    if not len(table): return table
+    table = table.assign(difference=[cell(v, lo, hi) for v, lo, hi in zip(table.difference, table.low, table.high)])
+    for p in ("p_bootstrap", "p_mcnemar", "p_delong", "p_holm", "p_bh"): table[p] = ["–" if pd.isna(v) else "<.001" if v < .001 else f"{v:.3f}" for v in table[p]]
+    return table[["protocol", "task", "a", "b", "seed", "difference", "n", "p_bootstrap", "p_mcnemar", "p_delong", "p_holm", "p_bh"]]
+
+def class_table(run_dir: Path, variant: str) -> pd.DataFrame:
+    "Recall, F1, AUC and AUPR of each class of the coarse tasks for one variant; empty when chapter 15 left none."
+    path = Path(run_dir) / "15_zero_shot" / "classes.parquet"
+    if not path.exists(): return pd.DataFrame()
+    rows = pd.read_parquet(path); rows = rows[rows.model == variant].round(3)
+    return rows[["task", "seed", "class", "unseen", "n", "recall", "precision", "F1", "AUC", "AUPR"]].assign(unseen=rows.unseen.map({True: "unseen", False: ""}))
 
 # %% ../nbs/21_report.ipynb #dc0866da
 def read_curves(run_dir: Path) -> pd.DataFrame:
@@ -177,28 +197,38 @@ def data_rows(run_dir: Path) -> tuple[pd.DataFrame, list[str]]:
 
 # %% ../nbs/21_report.ipynb #a0d1b573
 def cost_rows(run_dir: Path, manifest: dict) -> pd.DataFrame:
-    "Chapter, status, seconds and peak memory; from the run's manifest, or from the stages' own when chapters were run one by one."
+    "Chapter, status, seconds, peak memory and device; from the run's manifest, or from the stages' own when chapters were run one by one."
     stages = {p.parent.name: read_json(p, {}) for p in sorted(Path(run_dir).glob("[0-9]*/manifest.json"))}
     names = sorted(set(manifest.get("chapters", {})) | set(stages))
     rows = []
     for n in names:
         chapter, own = manifest.get("chapters", {}).get(n, {}), stages.get(n, {})
         rows.append(dict(chapter=n, status=chapter.get("status", own.get("status", "")), seconds=chapter.get("seconds", own.get("seconds")),
-                         **{"stage, seconds": own.get("seconds"), "peak memory, GB": own.get("peak_memory_gb")}))
-    return pd.DataFrame(rows, columns=["chapter", "status", "seconds", "stage, seconds", "peak memory, GB"])
+                         **{"stage, seconds": own.get("seconds"), "peak memory, GB": own.get("peak_memory_gb"), "device": own.get("device", manifest.get("device", ""))}))
+    return pd.DataFrame(rows, columns=["chapter", "status", "seconds", "stage, seconds", "peak memory, GB", "device"])
+
+def cost_sum(cost: pd.DataFrame) -> str:
+    "One sentence: how long all chapters took, which took longest, what memory was needed."
+    known = cost.dropna(subset="seconds")
+    if not len(known): return "No chapter left its cost."
+    most, memory = known.loc[known.seconds.astype(float).idxmax()], cost["peak memory, GB"].astype(float).max()
+    return (f"{len(known)} chapters took {known.seconds.astype(float).sum() / 60:.1f} minutes together; the longest was {most.chapter} ({most.seconds:.0f} s)"
+            + (f"; at most {memory:.1f} GB were in use." if pd.notna(memory) else "."))
 
 # %% ../nbs/21_report.ipynb #8fca1c38
-def result_tables(results: pd.DataFrame) -> list[tuple[str, str]]:
-    "One table a protocol, set and metric: tasks down, models across."
-    out = []
-    rank = {m: i for i, m in enumerate(MODEL_ORDER)}
-    for (protocol, name, metric), rows in results.groupby(["protocol", "set", "metric"], sort=False):
-        cells = [cell(v, lo, hi) for v, lo, hi in zip(rows.value, rows.low, rows.high)]
-        table = rows.assign(cell=cells).pivot_table(index=["modality", "kind", "task", "shots", "n"], columns=["model", "seed"], values="cell", aggfunc="first")
-        table = table[sorted(table.columns, key=lambda c: (rank.get(c[0], 99), *map(str, c)))].fillna("–")
-        many = rows.seed.nunique() > 1
-        table.columns = [f"{m} ({s})" if many else m for m, s in table.columns]
-        out.append((f"{protocol} · {name} · {metric}", as_table(table, index=True)))
+def result_tables(results: pd.DataFrame) -> list[tuple[str, str, bool]]:
+    "One table a modality, protocol, set and metric: tasks down, models across; and whether it leads (ACA) or stays folded until asked for."
+    out, rank, first = [], {m: i for i, m in enumerate(MODEL_ORDER)}, {m: i for i, m in enumerate(("ACA", "AUC"))}
+    for (modality, protocol, name), group in results.groupby(["modality", "protocol", "set"], sort=False):
+        metrics = sorted(dict.fromkeys(group.metric), key=lambda m: first.get(m, 9))
+        for metric in metrics:
+            rows = group[group.metric == metric]
+            cells = [cell(v, lo, hi) for v, lo, hi in zip(rows.value, rows.low, rows.high)]
+            table = rows.assign(cell=cells).pivot_table(index=["kind", "task", "shots", "n"], columns=["model", "seed"], values="cell", aggfunc="first")
+            table = table[sorted(table.columns, key=lambda c: (rank.get(c[0], 99), *map(str, c)))].fillna("–")
+            many = rows.seed.nunique() > 1
+            table.columns = [f"{m} ({s})" if many else m for m, s in table.columns]
+            out.append((f"{modality} · {protocol} · {name} · {metric}", as_table(table, index=True), metric == metrics[0]))
     return out
 
 # %% ../nbs/21_report.ipynb #10b26973
@@ -226,32 +256,43 @@ def render(
     short = overview_rows(results) if len(results) else results
     variant = read_json(run_dir / "13_pretraining" / "default.json", {}).get("variant", "keepfit")
     table, notes = data_rows(run_dir)
-    settings = read_json(run_dir / "13_pretraining" / "manifest.json", {}).get("settings", {})
+    settings, side, cost = read_json(run_dir / "13_pretraining" / "manifest.json", {}).get("settings", {}), beside(results, variant), cost_rows(run_dir, manifest)
     switches = pd.DataFrame([dict(setting=k, value=v) for k, v in settings.items() if not isinstance(v, (dict, list))])
     values = dict(head=_head(run_dir, manifest) | dict(kind=_kind(set(results.set)), seeds=int(results.seed.nunique())), disclaimer=DISCLAIMER,
         overview=as_table(wide(short, ["set", "modality", "kind"])) if len(short) else "", overview_figure=as_data(overview_figure(short)) if len(short) else "",
         data_table=as_table(table), data_notes=notes, absent=absent_sets(run_dir), variants=as_table(switches), curves=as_data(curves_figure(curves)) if len(curves) else "",
-        examples=example_rows(run_dir, variant, examples, seed), example_variant=variant, tables=result_tables(results), cost=as_table(cost_rows(run_dir, manifest)))
+        examples=example_rows(run_dir, variant, examples, seed), example_variant=variant, tables=result_tables(results), cost=as_table(cost), cost_sum=cost_sum(cost),
+        beside=as_table(side), beside_notes=side.attrs["notes"], versus=as_table(versus_rows(run_dir)) if len(versus_rows(run_dir)) else "",
+        classes=as_table(class_table(run_dir, variant)) if len(class_table(run_dir, variant)) else "")
     return _write_page(run_dir / "21_report", values)
 
 # %% ../nbs/21_report.ipynb #ad576664
-OURS = ("overview", "data_table", "variants", "cost")       # HTML made by as_table, which has escaped its cells
+OURS = ("overview", "data_table", "variants", "cost", "beside", "versus", "classes")       # HTML made by as_table, which has escaped its cells
 
 def _write_page(folder: Path, values: dict) -> Path:
     from markupsafe import Markup
     env = Environment(autoescape=True)
-    values = values | {k: Markup(values[k]) for k in OURS} | {"tables": [(t, Markup(h)) for t, h in values["tables"]]}
+    values = values | {k: Markup(values[k]) for k in OURS} | {"tables": [(t, Markup(h), lead) for t, h, lead in values["tables"]]}
     page = env.from_string(resource("data", "report.html").read_text(encoding="utf-8")).render(**values)
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / ".report.html.part"; part.write_text(page, encoding="utf-8")
     return part.replace(folder / "report.html")
 
+# %% ../nbs/21_report.ipynb #8400422d
+def export_results(run_dir: Path, results: pd.DataFrame, variant: str) -> list[Path]:
+    "Write results.parquet, results.csv, results.tex, published.csv, model_card.md and dataset_card.md into run_dir/21_report."
+    folder = Path(run_dir) / "21_report"; folder.mkdir(parents=True, exist_ok=True)
+    results.to_parquet(folder / "results.parquet"); results.to_csv(folder / "results.csv", index=False); beside(results, variant).to_csv(folder / "published.csv", index=False)
+    texts = {"results.tex": latex_tables(results), "model_card.md": run_model_card(run_dir, results, variant), "dataset_card.md": run_dataset_card(run_dir)}
+    for name, text in texts.items(): (folder / name).write_text(text, encoding="utf-8")
+    return [folder / n for n in ("results.parquet", "results.csv", "published.csv", *texts)]
+
 # %% ../nbs/21_report.ipynb #626fbc80
 @stage("21_report", needs=["05_sources", "06_images", "13_pretraining", "14_evaluation", *PROTOCOLS], settings=Settings)
 def build(run: Run, folder: Path, settings: Settings, inputs: dict[str, Path]) -> dict:
-    "Leave report.html and results.parquet, the rows of all protocols."
+    "Leave report.html, and the rows of all protocols as results.parquet, .csv and .tex, with model_card.md and dataset_card.md."
     results = read_results(run.dir)
-    results.to_parquet(folder / "results.parquet")
+    export_results(run.dir, results, run.default_variant)
     page = render(run.dir, settings.examples, run.seed)
     short = overview_rows(results)
     best = short[short.model == run.default_variant]

@@ -31,7 +31,7 @@ def make_bench(folder: Path, per_class=12, models=(("keepfit", 0), ("start", 0))
     for model, s in models:
         arrays = {"rows": np.arange(at), "unprojected": x.astype(np.float32)}
         if model != "start": arrays["projected"] = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
-        save_embeddings(folder / model / f"{s}.npz", arrays, "f00d")
+        save_embeddings(folder / model / f"{s}.parquet", arrays, "f00d")
     (folder / "records.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
     write_json(folder / "tasks.json", dict(run="test", seed=0, settings=settings.model_dump(), left_out={}, leak={},
                tasks=[t.model_dump() for t in tasks_for(records, settings)], models=[dict(model=m, seed=s) for m, s in models]))
@@ -48,4 +48,4 @@ class FakeModel:
         return out / np.linalg.norm(out, axis=1, keepdims=True)
 
 
-def fake_run(folder: Path, variant="keepfit"): return SimpleNamespace(dir=folder, seed=0, default_variant=variant, variants={variant: {}}, seeds=[0])
+def fake_run(folder: Path, variant="keepfit"): return SimpleNamespace(dir=folder, seed=0, device="cpu", default_variant=variant, variants={variant: {}}, seeds=[0])

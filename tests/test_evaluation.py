@@ -103,6 +103,7 @@ def test_replicates_equal_metrics_on_the_drawn_rows(c, n, seed, ordinal, ties):
     rng = np.random.default_rng(seed)
     y, p = rng.integers(0, c, n), rng.random((n, c)) + 1e-3
     if ties: p = np.round(p, 1) + .1
+    p /= p.sum(1, keepdims=True)
     w = rng.integers(0, 3, (3, n)).astype(float); w[:, 0] += 1
     got = replicates(y, p, w, ordinal)
     for b in range(3):
@@ -281,12 +282,12 @@ def test_no_leak_says_so(tmp_path):
 
 def test_embeddings_come_back_by_row(tmp_path):
     x = np.arange(12, dtype=np.float32).reshape(4, 3)
-    e = Embeddings(save_embeddings(tmp_path / "m" / "0.npz", {"rows": np.array([1, 4, 7, 9]), "unprojected": x}, "abc"))
+    e = Embeddings(save_embeddings(tmp_path / "m" / "0.parquet", {"rows": np.array([1, 4, 7, 9]), "unprojected": x}, "abc"))
     assert (e.of(np.array([9, 1, 9]), "unprojected") == x[[3, 0, 3]]).all() and e.of(np.array([], int), "unprojected").shape == (0, 3)
     for rows in ([2], [10], [0]):
         with pytest.raises(KeyError, match=f"row {rows[0]}"): e.of(np.array(rows), "unprojected")
     with pytest.raises(KeyError, match="unprojected"): e.of(np.array([1]))
-    assert [p.name for p in (tmp_path / "m").iterdir()] == ["0.npz"]
+    assert [p.name for p in (tmp_path / "m").iterdir()] == ["0.parquet"]
 
 
 def test_fingerprint_sees_weights_and_preprocessing():
@@ -315,7 +316,7 @@ def test_bench_and_result_rows(tmp_path):
     with pytest.raises(FileNotFoundError, match="14_evaluation"): Bench(tmp_path / "nowhere")
     task = bench.tasks[0]; rows, y = bench.rows(task)
     out = bench.judge("keepfit", 0, task, "trial", rows, y, np.eye(3)[y])
-    assert [r["metric"] for r in out] == list(METRICS) and all(ResultRow(**r) and r["value"] == 1 for r in out)
+    assert [r["metric"] for r in out] == list(METRICS) and all(ResultRow(**r) and r["value"] == (r["metric"] != "ECE") for r in out)
     again = bench.judge("keepfit", 0, task, "trial", rows, y, np.eye(3)[y]); assert out == again
     fine = bench.tasks[1]; fr, fy = bench.rows(fine)
     m = bench.judge_macro("keepfit", 0, "trial", [(task, rows, y, np.eye(3)[y]), (fine, fr, fy, np.eye(2)[fy])])
@@ -326,3 +327,31 @@ def test_settings_refuse_unknown_keys():
     from keepfit_nb.profiles import check_section
     with pytest.raises(ValueError, match="did you mean 'bootstrap'"): check_section({"boostrap": 5}, Settings, "section 'evaluation'")
     with pytest.raises(ValueError, match="leaks"): check_section({"leaks": "ignore"}, Settings, "section 'evaluation'")
+
+
+# ---- operating point, several labels, declarations
+
+def test_sensitivity_uses_training_rows_only(tmp_path):
+    bench = make_bench(tmp_path, per_class=40); task = bench.tasks[0]; (rows, y), (train, train_y) = bench.rows(task), bench.rows(task, "train")
+    rng = np.random.default_rng(0); make = lambda y: (p := rng.random((len(y), 3)) + .4 * np.eye(3)[y]) / p.sum(1, keepdims=True)
+    p, q = make(y), make(train_y); out = {r["metric"]: r for r in bench.judge_operating("keepfit", 0, task, "trial", rows, y, p, train_y, q)}
+    line = np.sort(1 - q[train_y == 0, 0])[int(np.ceil(.9 * (train_y == 0).sum())) - 1]
+    assert out["sensitivity"]["value"] == pytest.approx((1 - p[y > 0, 0] > line).mean()) and out["specificity"]["value"] == pytest.approx((1 - p[y == 0, 0] <= line).mean())
+    assert out["sensitivity"]["low"] < out["sensitivity"]["value"] < out["sensitivity"]["high"]
+    assert bench.judge_operating("keepfit", 0, bench.tasks[1], "trial", rows, y, p, train_y, q) == []          # no healthy class
+    assert bench.judge_operating("keepfit", 0, task, "trial", rows, y, p, train_y[:0], q[:0]) == []            # nobody to choose a threshold on
+
+
+def test_a_bench_keeps_tasks_of_both_kinds_apart(tmp_path):
+    from keepfit_nb.profiles import read_json, write_json
+    bench = make_bench(tmp_path); about = read_json(tmp_path / "tasks.json")
+    about["tasks"].append(bench.tasks[0].model_copy(update=dict(name="findings", multi_label=True)).model_dump()); write_json(tmp_path / "tasks.json", about)
+    again = Bench(tmp_path); assert len(again.tasks) == len(bench.tasks) and [t.name for t in again.multi] == ["findings"]
+    rows, Y = again.rows(again.task("findings")); assert Y.shape == (len(rows), 3) and (Y.sum(1) == 1).all()
+    out = again.judge_multi("keepfit", 0, again.multi[0], "trial", rows, Y, Y + .1, [.5] * 3); assert all(ResultRow(**r) and r["value"] == 1 for r in out)
+
+
+def test_files_of_other_weights_or_rows_are_not_kept(tmp_path):
+    path = save_embeddings(tmp_path / "0.parquet", {"rows": np.array([1, 2]), "unprojected": np.eye(2, dtype=np.float32)}, "abc")
+    assert ev._kept(path, "abc", [1, 2]) and not ev._kept(path, "abd", [1, 2]) and not ev._kept(path, "abc", [1, 3]) and not ev._kept(tmp_path / "no", "abc", [])
+    path.write_bytes(b"half"); assert not ev._kept(path, "abc", [1, 2])

@@ -45,6 +45,25 @@ def test_vectorised_equals_loops(seed, alpha, beta, shots):
             assert np.allclose(near[d, i], zs.softmax([12 * v[i] @ x / np.linalg.norm(x) for x in q]), atol=1e-10)
 
 
+def test_shares_keep_proportions_and_every_class():
+    y = np.repeat([0, 1, 2], [40, 10, 1])
+    for percent, sizes in ((1, [1, 1, 1]), (10, [4, 1, 1]), (50, [20, 5, 1]), (100, [40, 10, 1])):
+        for draw in fs.draw_share(y, percent, 3, seed=2):
+            assert [len(m) for m in draw] == sizes and all((y[m] == c).all() and len(set(m.tolist())) == len(m) for c, m in enumerate(draw))
+    for percent in (0, -1, 101, float("nan")):
+        with pytest.raises(ValueError, match="expected more than 0"): fs.draw_share(y, percent)
+    with pytest.raises(ValueError, match="class 1 has no training row"): fs.draw_share(np.array([0, 2]), 10)
+    probs = fs.prototype_probs(np.eye(3), np.eye(3)[y], fs.draw_share(y, 10, 2))          # supports of unequal classes
+    assert probs.shape == (2, 3, 3) and (probs.argmax(2) == np.arange(3)).all()
+
+
+def test_embeddings_that_do_not_fit_are_refused():
+    v, f, s = np.eye(4), np.eye(4), fs.draw_support(np.array([0, 1, 2, 3]), 1)
+    for g in (lambda v, f: fs.prototype_probs(v, f, s), lambda v, f: fs.tip_adapter(v, np.eye(4), f, s)):
+        with pytest.raises(ValueError, match="one model"): g(v[:, :3], f)
+        with pytest.raises(ValueError, match="diverge"): g(v, f * np.nan)
+
+
 def test_one_draw_is_the_plain_interval_and_many_are_wider():
     rng = np.random.default_rng(0); y = np.repeat([0, 1], 40)
     p = rng.random((8, 80, 2)); p[::2, np.arange(80), y] += 1; p /= p.sum(-1, keepdims=True)       # good and bad supports in turn
@@ -60,15 +79,19 @@ def test_stage_on_a_bench(tmp_path, monkeypatch):
     bench_dir, zero = tmp_path / "14", tmp_path / "15"; bench = make_bench(bench_dir); monkeypatch.setattr(zs, "logit_scale", lambda m: 20.)
     (zero / "keepfit").mkdir(parents=True); np.savez(zero / "keepfit" / "0.npz", **zs.ask(bench, "keepfit", 0, FakeModel(), zs.Settings())[2])
     out = tmp_path / "16"; out.mkdir()
-    got = fs.build(fake_run(tmp_path), out, fs.Settings(shots=[1, 5, 10], draws=4), {"14_evaluation": bench_dir, "15_zero_shot": zero})
+    wanted = fs.Settings(shots=[1, 5, 10], percents=[50], draws=4)
+    got = fs.build(fake_run(tmp_path), out, wanted, {"14_evaluation": bench_dir, "15_zero_shot": zero})
     table = pd.read_parquet(out / "results.parquet")
     assert got["rows"] == len(table) and got["left_out"] == 1                      # six training rows a value: no ten shots
-    assert set(table[table.model == "start"].protocol) == {"prototype, unprojected"}
+    assert set(table[table.model == "start"].protocol) == {f"{m}, unprojected{p}" for m in ("prototype", "ridge") for p in ("", ", 50 %")}
+    coarse = table[(table.model == "keepfit") & (table.kind == "coarse")]; assert {m + p for m in fs.METHODS for p in ("", ", 50 %")} <= set(coarse.protocol)
+    assert not set(fs.TRAINED) & set(table[table.kind == "fine"].protocol)                                    # unless asked for
+    assert set(table[table.protocol.str.endswith("%")].shots) == {0} and (coarse[(coarse.metric == "ACA") & (coarse.shots == 5)].value > .7).all()
     aca = table[(table.metric == "ACA") & (table.task == "phantoms CFP diseases") & (table.model == "keepfit")].set_index(["protocol", "shots"]).value
     assert aca["Tip-Adapter", 5] > .8 and aca["prototype", 10] > .8 and aca["prototype", 10] >= aca["prototype", 1] - .05
     assert not table.duplicated(["model", "seed", "task", "protocol", "shots", "metric"]).any()
     assert table.task.str.startswith("macro").any()
-    again = tmp_path / "again"; again.mkdir(); fs.build(fake_run(tmp_path), again, fs.Settings(shots=[1, 5, 10], draws=4), {"14_evaluation": bench_dir, "15_zero_shot": zero})
+    again = tmp_path / "again"; again.mkdir(); fs.build(fake_run(tmp_path), again, wanted, {"14_evaluation": bench_dir, "15_zero_shot": zero})
     assert table.equals(pd.read_parquet(again / "results.parquet"))
 
 

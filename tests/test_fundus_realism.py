@@ -53,6 +53,18 @@ def test_every_question_finds_both_sides_among_the_real_images(realism, real):
         assert sum(map(yes, rows)) >= 5 and sum(map(no, rows)) >= 5 and not any(yes(r) and no(r) for r in rows), name
 
 
+def test_a_stopped_study_keeps_its_answers(realism, monkeypatch, tmp_path):
+    asked = []
+    def transfer(name, **size):
+        asked.append(name)
+        if name == "c" and asked.count("c") == 1: raise KeyboardInterrupt
+        return {f"{name}.aca": len(asked) / 10}
+    monkeypatch.setattr(realism, "transfer", transfer)
+    with pytest.raises(KeyboardInterrupt): realism.transfers("abc", tmp_path, n=4)
+    assert realism.transfers("abc", tmp_path, n=4) == {"a.aca": .1, "b.aca": .2, "c.aca": .4} and asked == list("abcc")
+    realism.transfers("a", tmp_path, n=5); assert asked[-1] == "a"                                     # another size is another question
+
+
 @pytest.mark.slow
 def test_a_small_transfer_runs_end_to_end(realism, real):
     out = realism.transfer("odir cataract vs normal", n=60, steps=8, seeds=(0,))

@@ -25,13 +25,27 @@ def blobs(n=40, dim=6, seed=0, c=3):
 def test_probe_is_scikit_learns(standardise):
     x, y = blobs(); z = StandardScaler().fit_transform(x) if standardise else x
     ours = lp.fit_probe(x, y, .316, standardise)
-    theirs = LogisticRegression(C=.316, class_weight="balanced", max_iter=1000).fit(z, y)
-    assert np.allclose(ours.predict_proba(x), theirs.predict_proba(z), atol=1e-6)
+    theirs = LogisticRegression(C=.316, class_weight="balanced", tol=1e-8, max_iter=1000).fit(z, y)
+    assert np.allclose(lp.probe_probs(ours, x, 3), theirs.predict_proba(z), atol=1e-6)
+    assert np.abs(ours.coef[0] * ours.spread - theirs.coef_).max() < 1e-3
+
+
+@pytest.mark.parametrize("c, standardise", [(2, False), (2, True), (4, False), (4, True)])
+def test_folds_and_candidates_side_by_side_are_scikit_learns(c, standardise):
+    x, y = blobs(20, 30, 3, c); x = x * np.linspace(.1, 5, 30); fold = np.arange(len(y)) % 3; grid = [.01, 1., 50.]
+    fit = lp.fit_probes(x, y, np.repeat([fold != f for f in range(3)], 3, 0), grid * 3, standardise)
+    for f in range(3):
+        for k, C in enumerate(grid):
+            t = fold != f; z = StandardScaler().fit(x[t]) if standardise else StandardScaler(with_mean=False, with_std=False)
+            theirs = LogisticRegression(C=C, class_weight="balanced", tol=1e-8, max_iter=10_000).fit(z.fit_transform(x[t]), y[t])
+            w = fit.coef[3 * f + k] * fit.spread[3 * f + k]
+            assert np.abs((np.diff(w, axis=0) if c == 2 else w) - theirs.coef_).max() < 1e-3
+            assert np.allclose(lp.probe_probs(fit, x, c)[3 * f + k], theirs.predict_proba(z.transform(x)), atol=1e-4)          # lbfgs stops a little before
 
 
 def test_rare_classes_keep_their_say():
     x, y = blobs(60); keep = np.r_[0:60, 60:64, 120:180]
-    model = lp.fit_probe(x[keep], y[keep]); said = model.predict(blobs(60, seed=1)[0])
+    model = lp.fit_probe(x[keep], y[keep]); said = lp.probe_probs(model, blobs(60, seed=1)[0], 3).argmax(1)
     assert (said[60:120] == 1).mean() > .3
 
 
@@ -45,6 +59,15 @@ def test_probabilities(seed, c):
 @pytest.mark.parametrize("x, y, words", [(np.ones((3, 2)), [0, 0, 0], "two classes"), (np.full((2, 2), np.nan), [0, 1], "diverge"), (np.ones((3, 2)), [0, 1], "expected features")])
 def test_bad_features_are_refused(x, y, words):
     with pytest.raises(ValueError, match=words): lp.fit_probe(x, np.array(y))
+
+
+def test_a_class_absent_in_a_fold_or_features_of_another_model():
+    x, y = blobs(5)
+    with pytest.raises(ValueError, match="probe 1 has no training row of class 2"): lp.fit_probes(x, y, [y >= 0, y != 2], [1., 1.])
+    with pytest.raises(ValueError, match="another model"): lp.probe_probs(lp.fit_probe(x, y), x[:, :4], 3)
+    with pytest.raises(ValueError, match="diverge"): lp.choose_c(x * np.nan, y)
+    lone = lp.fit_probe(x[[0, 5, 10]], y[[0, 5, 10]])                                    # one sample a class
+    assert np.isfinite(lone.coef).all() and (lp.probe_probs(lone, x[[0, 5, 10]], 3).argmax(1) == [0, 1, 2]).all()
 
 
 def test_choice_of_c_prefers_what_generalises():
@@ -73,6 +96,7 @@ def test_stage_on_a_bench(tmp_path):
     assert aca["keepfit", "linear probe", "phantoms CFP diseases"] > .85 and aca["start", "linear probe, tuned", "phantoms CFP diseases"] > .85
     assert ("keepfit", "linear probe, tuned", "phantoms CFP glaucoma: cup") not in aca.index            # coarse only
     assert aca["keepfit", "linear probe", "macro fine phantoms CFP"] == pytest.approx(aca["keepfit", "linear probe", "phantoms CFP glaucoma: cup"])
+    assert aca["keepfit", "linear probe, 10 %", "phantoms CFP diseases"] > .5 and got["not_converged"] == 0
     chosen = pd.read_csv(out / "chosen.csv"); assert len(chosen) == 6 and set(chosen[chosen.protocol == "linear probe"].C) == {.316}
     assert got["not_converged"] == 0 and got["aca_coarse_keepfit"] == pytest.approx(aca["keepfit", "linear probe", "phantoms CFP diseases"])
 

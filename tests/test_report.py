@@ -74,3 +74,53 @@ def test_the_page_agrees_with_the_summary_of_a_real_stage(tmp_path):
     notes = " ".join(report.source_notes(tmp_path / "run"))
     assert "Kept unseen: glaucoma" in notes and "(rule: report)" in notes and f"{len(summary['absent'])} sets of the registry" in notes
     assert set(report.absent_sets(tmp_path / "run")) == set(summary["absent"]) and "LAG" in summary["absent"]
+
+
+# ---- published figures, comparisons, exports, cards
+
+def test_published_figures_are_quoted_with_their_source():
+    from keepfit_nb.published import published_figures
+    t = published_figures(); at = lambda m, s, p, k=0: t[(t.method == m) & (t.set == s) & (t.protocol == p) & (t.shots == k)].value.tolist()
+    assert at("KeepFIT V1", "REFUGE", "zero-shot") == [.941] and at("FLAIR", "ODIR200x3", "zero-shot") == [.403] and at("KeepFIT V1", "ODIR200x3", "CLIP-Adapter", 5) == [.878]
+    assert at("MedKCO", "OCTID", "zero-shot") == [.778] and t[t.method == "KeepFIT V2"].value.isna().all() and t.caveat.ne("").all()
+    from keepfit_nb.registry import load_registry
+    assert set(t.set) <= set(load_registry())
+
+
+def test_ours_never_fills_a_cell_that_was_not_run():
+    from keepfit_nb.published import NOT_RUN, beside
+    mine = rows(set="REFUGE", task="REFUGE glaucoma", metric="AUC", value=.7, low=.6, high=.8, n=80)
+    key = lambda t: t.set_index(["set", "protocol", "shots", "metric"])["this run, keepfit"]
+    got = key(beside(pd.DataFrame([mine]), "keepfit")); assert got["REFUGE", "zero-shot", 0, "AUC"] == "0.700 [0.600, 0.800]" and (got == NOT_RUN).sum() == len(got) - 1
+    for other in (dict(metric="ACA"), dict(model="public"), dict(protocol="zero-shot, ensemble"), dict(shots=1), dict(kind="fine"), dict(modality="OCT"), dict(task="REFUGE (1 of 2 classes)")):
+        changed = pd.DataFrame([{**mine, **other}])
+        if other.get("metric") == "ACA": assert key(beside(changed, "keepfit"))["REFUGE", "zero-shot", 0, "AUC"] == NOT_RUN
+        else: assert (key(beside(changed, "keepfit")) == NOT_RUN).all(), other
+
+
+def test_the_page_holds_comparisons_published_figures_and_cards(tmp_path):
+    from keepfit_nb.comparisons import corrected
+    folder = tmp_path / "15_zero_shot"; folder.mkdir(); bad = "<script>1</script>"
+    pd.DataFrame([rows(), rows(metric="AUC", value=.6), rows(model="public")]).to_parquet(folder / "results.parquet")
+    corrected([dict(protocol="zero-shot", task=bad, a="keepfit", b="public", seed=0, metric="ACA", difference=.1, low=.05, high=.15, n=50, a_only=9, b_only=1, p_bootstrap=.0004,
+                    p_mcnemar=.02, p_delong=np.nan)]).to_parquet(folder / "comparisons.parquet")
+    page = report.render(tmp_path).read_text()
+    assert "0.100 <small>[0.050, 0.150]" in page and "&lt;.001" in page and "<script>" not in page and "0.941 (1)" in page and "not run" in page
+    assert page.index("In short") < page.index("What beats what") < page.index("Beside published figures") < page.index("What was trained") < page.index("All results") < page.index("<h2>Cost")
+
+
+def test_exports_agree(tmp_path):
+    (tmp_path / "15_zero_shot").mkdir(); pd.DataFrame([rows(), rows(task="a & b_c", value=.25)]).to_parquet(tmp_path / "15_zero_shot" / "results.parquet")
+    results = report.read_results(tmp_path); files = {p.name: p for p in report.export_results(tmp_path, results, "keepfit")}
+    pd.testing.assert_frame_equal(pd.read_parquet(files["results.parquet"]), results); pd.testing.assert_frame_equal(pd.read_csv(files["results.csv"]), results, check_dtype=False)
+    tex = files["results.tex"].read_text(); assert r"a \& b\_c" in tex and "0.250 [0.400, 0.600]" in tex and tex.count(r"\begin{tabular}") == 1
+    for card in ("model_card.md", "dataset_card.md"): assert DISCLAIMER in files[card].read_text() and "Intended use" in files[card].read_text()
+    assert "0.250" in files["model_card.md"].read_text()
+    empty = report.export_results(tmp_path / "empty", results.iloc[:0], "keepfit"); assert all(p.exists() for p in empty)
+
+
+def test_cost_in_one_sentence(tmp_path):
+    for name, s, gb in (("05_sources", 60., .5), ("13_pretraining", 120., 2.)):
+        (tmp_path / name).mkdir(); write_json(tmp_path / name / "manifest.json", dict(status="ok", seconds=s, peak_memory_gb=gb))
+    assert report.cost_sum(report.cost_rows(tmp_path, {})) == "2 chapters took 3.0 minutes together; the longest was 13_pretraining (120 s); at most 2.0 GB were in use."
+    assert "No chapter" in report.cost_sum(report.cost_rows(tmp_path / "none", {}))

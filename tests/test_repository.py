@@ -142,12 +142,6 @@ def test_exercise_solutions_run(path):
 
 
 @pytest.mark.slow
-def test_html_of_all_chapters(tmp_path):
-    subprocess.run([sys.executable, ROOT / "nbs" / "make_docs.py", "--html", tmp_path], cwd=ROOT, check=True, capture_output=True)
-    assert len(list(tmp_path.glob("*.html"))) == len(CHAPTERS) + 1
-
-
-@pytest.mark.slow
 def test_wheel_works_elsewhere(tmp_path):
     "The wheel, unpacked away from the checkout: data and chapters are found, a chapter runs by papermill."
     copy = tmp_path / "src"
