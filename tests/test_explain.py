@@ -251,13 +251,3 @@ def test_settings():
     with pytest.raises(ValueError, match="did you mean 'eyes'"): check_section({"eye": 3}, ex.Settings, "section 'explain'")
     for bad in (dict(method="cam"), dict(largest=0), dict(tolerance=1.2), dict(map="tsne")):
         with pytest.raises(ValueError): check_section(bad, ex.Settings, "section 'explain'")
-
-
-@pytest.mark.slow
-def test_stage_in_a_run(smoke_run, cli, tmp_path):
-    done = cli("run", "--profile", "smoke", "--run-dir", smoke_run, "--only", "19"); assert done.returncode == 0, done.stdout[-3000:]
-    folder = smoke_run / "19_explain"; table = pd.read_parquet(folder / "results.parquet")
-    assert {"keepfit", "public", "start", "chance", "centre"} <= set(table.model) and "injection" in set(table.protocol)
-    assert not table.duplicated(["model", "seed", "set", "task", "kind", "modality", "protocol", "metric"]).any()
-    assert set(pd.read_parquet(folder / "map.parquet").model) == {"keepfit", "public", "start"} and len(pd.read_parquet(folder / "failures.parquet"))
-    pairs = pd.read_parquet(folder / "retrieved.parquet"); assert set(pairs.modality) == set(MODALITIES) and pairs.share.between(0, 1).all()

@@ -1,5 +1,5 @@
 "Chapters 18, 18.1 and 18.2: search, ranked lists, captions' scores, and the protocols on a bench that we know everything about."
-import json, stat, sys
+import stat, sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -304,17 +304,3 @@ def test_all_protocols_of_a_bench(tmp_path):
     assert (there.low <= there.value + 1e-9).all() and (there.value <= there.high + 1e-9).all()
     wordless = rt.Asker(bench, "start", 0, {}, [], {}); rt.ask_model(wordless, SimpleNamespace(), rt.grouped(tested, rt.stored(bench, "start", 0, [p["row"] for p in tested])), None, [], rt.Settings())
     assert {r["protocol"] for r in wordless.rows} == {"image to image"}
-
-
-@pytest.mark.slow
-def test_the_stage_of_a_smoke_run(smoke_run):
-    "Every file, every model, and the report shows the rows."
-    from keepfit_nb.profiles import open_run
-    folder = open_run("18_retrieval", "smoke", smoke_run).need("18_retrieval")
-    table = pd.read_parquet(folder / "results.parquet")
-    assert set(table.protocol) == {"image to image", "image to text", "text to image", "across cameras", "captioning, nearest caption"}
-    assert {"public", "keepfit", "start", "chance"} <= set(table.model) and list(table.columns) == list(RESULT_COLUMNS)
-    assert not set(table[table.model == "start"].protocol) - {"image to image", "across cameras"}
-    drawn = [json.loads(line) for line in (folder / "photos.jsonl").open()]
-    with np.load(folder / "eyes.npz", allow_pickle=False) as z: assert all(z[k].shape[0] == len(drawn) for k in z.files)
-    assert len(pd.read_parquet(folder / "captions.parquet"))

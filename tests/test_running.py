@@ -27,15 +27,6 @@ def test_spine_ends_well(smoke_run):
     ended_well(smoke_run, running.choose(only=SPINE))
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(3000)
-def test_whole_chain_ends_well(cli, tmp_path):
-    done = cli("run", "--profile", "smoke", "--run-dir", tmp_path / "run", timeout=2900)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    ended_well(tmp_path / "run", list(chapters()))
-    assert "22_running" in (tmp_path / "run" / "21_report" / "report.html").read_text()
-
-
 def test_second_run_finds_nothing_to_do(smoke_run, cli):
     before = {p: p.stat().st_mtime_ns for p in smoke_run.glob("*/out.ipynb")}
     done = cli("run", "--profile", "smoke", "--run-dir", smoke_run, "--only", *SPINE)
