@@ -30,11 +30,11 @@ def stage_grids(
 ) -> tuple[Tensor, list[Tensor]]:   # pooled (B, D) as `encoder(x)` gives it; one grid (B, rows, columns, D_s) a stage
     "One pass, several grids. A stage that does not exist is a ValueError; models that show only their last stage give that one (ours)."
     if list(stages) == [-1] or not hasattr(encoder.model, "forward_intermediates"):
-        if list(stages) != [-1]: raise ValueError(f"{type(encoder.model).__name__} shows its last grid only: set decoder.stages to [-1]")
+        if list(stages) != [-1]: raise ValueError(f"{type(encoder.model).__name__} shows its last grid only: set caption.stages to [-1]")
         pooled, grid = encoder.forward_grid(x)
         return pooled, [grid]
     depth = len(encoder.model.feature_info)
-    if not all(-depth <= s < depth for s in stages): raise ValueError(f"decoder.stages {list(stages)}: this encoder has stages {-depth} to {depth - 1}")
+    if not all(-depth <= s < depth for s in stages): raise ValueError(f"caption.stages {list(stages)}: this encoder has stages {-depth} to {depth - 1}")
     order = sorted({s % depth for s in stages})
     features, between = encoder.model.forward_intermediates(x, indices=order, output_fmt="NCHW")
     found = dict(zip(order, between))
@@ -84,7 +84,7 @@ class PatchMemory(nn.Module):
 STRATEGIES = ("greedy", "beam", "nucleus")
 
 class Settings(BaseModel, extra="forbid"):
-    "Section `decoder` of a profile."
+    "`pretraining.caption` of a profile."
     width: int = Field(128, ge=8)                # of the states; divisible by heads and by 4
     layers: int = Field(2, ge=1)
     heads: int = Field(4, ge=1)
@@ -98,7 +98,7 @@ class Settings(BaseModel, extra="forbid"):
 
     @model_validator(mode="after")
     def _divides(self):
-        if self.width % self.heads or self.width % 4: raise ValueError(f"decoder.width {self.width} must be divisible by 4 and by heads {self.heads}")
+        if self.width % self.heads or self.width % 4: raise ValueError(f"caption.width {self.width} must be divisible by 4 and by heads {self.heads}")
         return self
 
 # %% ../nbs/12.1_decoder.ipynb #6488bd50
