@@ -10,6 +10,7 @@ __all__ = ['PARTS', 'KINDS', 'FIELDS', 'switched_off', 'grid', 'questions', 'jpe
 
 # %% ../nbs/20_ablation.ipynb #c3795f9f
 import argparse, functools, io, json, multiprocessing, os, shutil, time, zlib
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
@@ -51,7 +52,7 @@ KINDS = ("coarse", "fine", "unseen", "fine unseen")
 
 def questions(
     records: list[dict],           # evaluation records
-    unseen: list[str] = (),        # categories that training does not know
+    unseen: Sequence[str] = (),    # categories that training does not know
     settings: EvaluationSettings | None = None,
 ) -> list[tuple[str, Task]]:       # kind of KINDS, and the task; every class brings its sentences
     "The tasks of chapter 14, sorted by what training knows, with their words written out."
@@ -68,7 +69,7 @@ def questions(
 def _worded(task: Task, classes: list, kind: str, label: str = "") -> Task:
     "The task with these classes only, each with its sentences."
     part = task.model_copy(update=dict(classes=classes))
-    classes = [c.model_copy(update=dict(prompts=said)) for c, said in zip(classes, task_sentences(part, kind))]
+    classes = [c.model_copy(update=dict(prompts=said)) for c, said in zip(classes, task_sentences(part, kind) or [])]
     return part.model_copy(update=dict(classes=classes, name=task.name.replace(" diseases", f" {label}diseases")))
 
 # %% ../nbs/20_ablation.ipynb #d28303ce
@@ -87,7 +88,7 @@ def pack(
     images: Path,                # folder of stage 06_images
     tokenizer: Path,             # tokenizer/ of stage 07_encoders
     encoders: EncoderSettings,
-    unseen: list[str] = (),      # what was withheld
+    unseen: Sequence[str] = (),  # what was withheld
     quality: int = 88,           # of the JPEGs
     stages: dict[str, Path] | None = None,   # folders of stages 09 and 11, which some rows begin with
 ) -> dict:                       # what is in it
@@ -176,7 +177,7 @@ def answers_of(model, bundle: Bundle, batch_size: int = 512) -> dict[str, np.nda
     model.eval()
     with torch.inference_mode():
         seen = np.concatenate([model.encode(bundle.cache.batch(rows[i:i + batch_size]))[0].float().cpu().numpy() for i in range(0, len(rows), batch_size)])
-    said = {t.name: task_sentences(t, "ensemble") for _, t in bundle.questions}
+    said = {t.name: task_sentences(t, "ensemble") or [] for _, t in bundle.questions}
     vectors = sentence_vectors(model, [s for classes in said.values() for c in classes for s in c])
     at, scale = {r: i for i, r in enumerate(rows.tolist())}, logit_scale(model)
     where = {name: [at[r] for r in r.tolist()] for name, (r, _) in bundle.truth.items()}
@@ -480,7 +481,7 @@ def main(words: list[str] | None = None) -> int:
     return int(bool(left))
 
 # %% ../nbs/20_ablation.ipynb #02f9cc57
-def study_settings(steps: int, pairs: list[str] = ()) -> PretrainingSettings:
+def study_settings(steps: int, pairs: Sequence[str] = ()) -> PretrainingSettings:
     "The settings of all rows: those of profile demo, these steps, and `KEY=VALUE` pairs."
     import yaml
     from keepfit_nb.profiles import load_profile

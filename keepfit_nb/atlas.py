@@ -148,7 +148,7 @@ def _plates(page: Page, folder: Path) -> tuple[list[Plate], list[dict]]:
         drawn = _drawing(p.image); panels = [p.box] if drawn else _in_points(p.box, cut_panels(p.image))
         plates.append(Plate(page.number, p.box, str(file), panels, [], drawn))
     every = [b for p in plates for b in p.panels]; marks = iter(_printed_marks(page, every))
-    for p in plates: p.marks = [next(marks) for _ in p.panels]
+    for plate in plates: plate.marks = [next(marks) for _ in plate.panels]
     return plates, refused
 
 def _round(box: Box) -> list[float]: return [round(float(v), 2) for v in box]
@@ -156,7 +156,7 @@ def _round(box: Box) -> list[float]: return [round(float(v), 2) for v in box]
 # %% ../nbs/04_atlas.ipynb #99846c87
 def _figure_rows(plates: list[Plate], legend: Legend) -> tuple[list[dict], list[np.ndarray]]:
     "The pairs of one figure: a row and the pixels for each panel."
-    images = {p.file: cv2.imread(p.file)[..., ::-1] for p in plates}
+    images = {p.file: np.asarray(cv2.imread(p.file))[..., ::-1] for p in plates}
     want = legend.panels
     if len(plates) > 1 and want == len(plates): plates = [replace(p, panels=[p.box], marks=p.marks[:1]) if len(p.panels) > 1 else p for p in plates]
     if len(plates) == 1 and want and len(plates[0].panels) != want:                       # look again, now that the words say how many
@@ -265,7 +265,7 @@ def match_pairs(pairs: pd.DataFrame, truth: dict, least: float = .7) -> list[tup
     found = [r for r in pairs.to_dict("records")]; free, out = set(range(len(found))), []
     for t in truth["pairs"]:
         cover = {i: iou(found[i]["bbox"], t["bbox"]) for i in free if found[i]["page"] == t["page"]}
-        i = max(cover, key=cover.get, default=None)
+        i = max(cover, key=lambda i: cover[i], default=None)
         if i is not None and cover[i] >= least: free.discard(i); out.append((t, found[i]))
         else: out.append((t, None))
     return out
@@ -355,8 +355,8 @@ def show_pairs(
         picture, words = axes[k // columns, 2 * (k % columns): 2 * (k % columns) + 2]
         picture.imshow(plt.imread(Path(folder) / row["image"]), cmap="gray")
         picture.set_title(f"{row['figure']}{row['panel'] and ' ' + row['panel']} · {row['modality']} · {row['score']:.2f}", fontsize=8)
-        text = [" ".join(t for t in (row["shared" + l], row["caption" + l]) if t) for l in ("", "_zh")]
-        text = "\n".join(textwrap.fill(t, n)[:330] for t, n in zip(text, (40, 24)) if t)
+        said = [" ".join(t for t in (row["shared" + l], row["caption" + l]) if t) for l in ("", "_zh")]
+        text = "\n".join(textwrap.fill(t, n)[:330] for t, n in zip(said, (40, 24)) if t)
         words.text(0, 1, text, fontsize=7, va="top", transform=words.transAxes, family=family)
     fig.tight_layout(); return fig
 

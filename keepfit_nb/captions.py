@@ -17,6 +17,7 @@ import numpy as np
 from pydantic import BaseModel, Field
 
 from .angiography import render_angiogram
+from .catalogue import Prevalence
 from .disease import LESIONS
 from .eye import DISEASES, PREVALENCES, Eye, partners, prevalence, sample_eye, seen_facts, stream, visible_diseases
 from .fundus import render_fundus
@@ -57,7 +58,7 @@ def study_of_eye(
 # %% ../nbs/03d_captions.ipynb #ad24b166
 _ASKED = {"CFP": "a fundus photograph", "FFA": "a fluorescein angiogram", "OCT": "an OCT scan"}
 _QUESTIONS = ("{image} of {disease} with {words}", "{disease}, {words}", "{image}, {words} can be noted", "{words}")
-_GRADINGS = ("{image} of {words}", "{words}", "{image}, {words} is present")
+_GRADINGS: tuple[str, ...] = ("{image} of {words}", "{words}", "{image}, {words} is present")
 _REFUSALS = ("{image} of {disease} with no {words}", "{disease}, no {words}", "{image}, no {words} can be noted", "an absence of {words}")
 
 def _plain(template: str, way: float) -> str:
@@ -98,7 +99,7 @@ class Settings(BaseModel, extra="forbid"):
     n_eval_test: int = Field(60, ge=0)                 # evaluation images for scores
     processes: int = Field(0, ge=0, le=256)            # 0: one per core; the result does not depend on it
     diseases: list[str] | None = None                  # null: all
-    prevalence: Literal[PREVALENCES] = "balanced"      # of the public and elite sets
+    prevalence: Prevalence = "balanced"      # of the public and elite sets
     comorbid: float = Field(.1, ge=0, le=1)            # share of public and elite eyes with a second disease
     comorbid_evaluation: float = Field(0, ge=0, le=1)  # the same for evaluation eyes
     early_frames: bool = True                          # a share EARLY of public and elite angiograms is early

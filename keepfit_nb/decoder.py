@@ -117,7 +117,7 @@ class CaptionDecoder(nn.Module):
         if None in (start, end, tokenizer.pad_token_id): raise ValueError("the tokenizer needs a padding token and signs for begin and end (CLS and SEP, or BOS and EOS)")
         self.config = GPT2Config(vocab_size=len(tokenizer), n_positions=s.max_tokens, n_embd=s.width, n_layer=s.layers, n_head=s.heads,
                                  resid_pdrop=s.dropout, embd_pdrop=s.dropout, attn_pdrop=s.dropout, add_cross_attention=True, tie_word_embeddings=True,
-                                 bos_token_id=start, eos_token_id=end, attn_implementation="eager",
+                                 bos_token_id=start, eos_token_id=end, attn_implementation="eager",      # type: ignore[call-arg]
                                  initializer_range=.02 * (768 / s.width) ** .5)          # GPT-2's .02 is for width 768
         self.lm, self.memory = GPT2LMHeadModel(self.config), PatchMemory([dims] if isinstance(dims, int) else dims, s.width)
         self._warned = False

@@ -24,7 +24,7 @@ from .evaluation import Bench, ResultRow, interval, resample, write_table
 from .eye import DISEASES, LESIONS, sample_eye, visible_diseases
 from .knowledge import canonical, prompts
 from .profiles import MODALITIES, nearest, open_run, stage
-from .saliency import chance, heats, near, overlap, pointing, show_heat
+from .saliency import Method, chance, heats, near, overlap, pointing, show_heat
 from .speech import phase_of
 
 # %% ../nbs/19_explain.ipynb #eda5438d
@@ -119,7 +119,7 @@ def look(
     model,                     # anything that `heats` takes
     eyes: list[dict],
     questions: pd.DataFrame,   # of `questions_for`
-    method: str = "auto",
+    method: Method = "auto",
     cells: int = 7,
     tolerance: float = 15 / 224,
     batch_size: int = 64,
@@ -267,11 +267,11 @@ def worst_failures(
     from keepfit_nb.zero_shot import task_sentences
     wrong = predictions[(predictions.model == model) & (predictions.protocol == protocol) & (predictions.label != predictions.predicted) & (predictions.kind != "fine")]
     wrong = wrong.sort_values(["probability", "row"], ascending=[False, True]).drop_duplicates("row").head(n)
-    said = {t: dict(zip(tasks[t].names, [s[0] for s in task_sentences(tasks[t], "plain")])) for t in wrong.task.unique()}
+    said = {t: dict(zip(tasks[t].names, [s[0] for s in task_sentences(tasks[t], "plain") or []])) for t in wrong.task.unique()}
     columns = ["row", "set", "task", "modality", "label", "predicted", "probability", "model", "seed"]
     return wrong[columns].assign(asked=[said[t][p] for t, p in zip(wrong.task, wrong.predicted)], right=[said[t][c] for t, c in zip(wrong.task, wrong.label)]).reset_index(drop=True)
 
-def show_failure(model, cache, failure: dict, method: str = "auto", cells: int = 7):
+def show_failure(model, cache, failure: dict, method: Method = "auto", cells: int = 7):
     "One mistake: the picture, heat of what the model said, heat of what was true. Returns the figure."
     import matplotlib.pyplot as plt
     image = cache.batch([failure["row"]])
@@ -310,7 +310,7 @@ def browse(
 class Settings(BaseModel, extra="forbid"):
     "Section `explain` of a profile."
     eyes: int = Field(60, ge=0)                     # new simulated eyes a modality; 0: no pointing game
-    method: Literal["auto", "gradcam", "attention", "similarity", "occlusion"] = "auto"
+    method: Method = "auto"
     cells: int = Field(7, ge=1)                     # least cells a side of the map
     tolerance: float = Field(15 / 224, ge=0, lt=1)  # of a side, as published
     smallest: int = Field(3, ge=1)                  # pixels of a mask
@@ -370,7 +370,7 @@ def look_up(run, bench: Bench, name: str, seed: int, model, cache, settings: Set
     return rows, pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 # %% ../nbs/19_explain.ipynb #b6560863
-def map_of(bench: Bench, name: str, seed: int, how: str) -> pd.DataFrame:
+def map_of(bench: Bench, name: str, seed: int, how: Literal["auto", "pca", "umap"]) -> pd.DataFrame:
     "Coordinates of all test images of one model, with set, modality and category."
     records = [r for r in bench.records if r["split"] == "test"]
     kept = bench.embeddings(name, seed); features = kept.of([r["row"] for r in records], "projected" if "projected" in kept.dims else "unprojected")      # no words, no projection

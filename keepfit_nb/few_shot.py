@@ -138,7 +138,7 @@ class Settings(BaseModel, extra="forbid"):
     percents: list[float] = []                     # shares of the training rows
     draws: int = Field(5, ge=1)                    # supports
     kinds: list[Literal["coarse", "grouped", "fine"]] = ["coarse", "grouped", "fine"]
-    methods: list[Literal[METHODS]] = list(METHODS)
+    methods: list[Literal[METHODS]] = list(METHODS)      # type: ignore[valid-type]
     trained_kinds: list[Literal["coarse", "grouped", "fine"]] = ["coarse", "grouped"]     # of the four methods that train; fine tasks are many
     alpha: float = 1.                              # Tip-Adapter, as published
     beta: float = Field(5., gt=0)

@@ -126,7 +126,7 @@ def _average(model: nn.Module, decay: float) -> nn.Module:
 def save(self: Training) -> None:
     "Write a checkpoint of the present step (the first process; the others hand over their random states)."
     state, plain = random_state()
-    everyone = [(state, plain)]
+    everyone: list = [(state, plain)]
     if self.accelerator.num_processes > 1:
         everyone = [None] * self.accelerator.num_processes
         torch.distributed.all_gather_object(everyone, (state, plain))
@@ -198,7 +198,7 @@ def total_steps(settings: Settings, steps_per_epoch: int | None) -> int:
     "Optimiser steps of a training: `steps`, or epochs × steps_per_epoch (in optimiser steps)."
     if settings.steps is not None: return settings.steps
     if not steps_per_epoch: raise ValueError("epochs are set but steps_per_epoch is not known; set training.steps instead")
-    return max(math.ceil(settings.epochs * steps_per_epoch), 1)
+    return max(math.ceil((settings.epochs or 0) * steps_per_epoch), 1)
 
 def _advance(t: Training, batches: Callable, after_step: Callable | None) -> None:
     "One step of training `t`."
@@ -329,7 +329,7 @@ def launch(
     env = os.environ | {"KEEPFIT_HEADLESS": "1"} | ({"ACCELERATE_USE_CPU": "true"} if cpu else {})
     job = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
     try:
-        for line in job.stdout: last.append(line); print(line, end="", flush=True)
+        for line in job.stdout or (): last.append(line); print(line, end="", flush=True)
     except BaseException: job.terminate(); raise
     finally: code = job.wait()
     if code: raise RuntimeError(f"{module} ended with code {code} in {processes} processes:\n{''.join(last)}")

@@ -70,7 +70,7 @@ def task_sentences(
     if kind not in KINDS: raise ValueError(nearest(kind, KINDS, "kind of prompt"))
     fixed = any(c.prompts for c in task.classes)
     if fixed and kind == "definition": return None
-    if fixed: said = [list(c.prompts[:1] if kind == "plain" else c.prompts) for c in task.classes]
+    if fixed: said = [(c.prompts or [])[:1 if kind == "plain" else None] for c in task.classes]
     else: said = [[s for name in c.categories for s in prompts(name, task.modality, kind)] for c in task.classes]
     return told_apart(said, task.names)
 
