@@ -85,7 +85,7 @@ def _handles(w, seed: int, disease: str) -> dict:
     return dict(eye=w.IntSlider(value=seed, min=0, max=999, description="eye", **how), disease=w.Dropdown(options=list(DISEASES), value=disease, description="disease", **how),
                 second=w.Dropdown(options=["none", *partners(disease)], description="second disease", **how), facts=w.VBox(),
                 **{k: w.FloatSlider(min=a, max=b, step=.02, description=k.replace("_", " "), **how) for k, (a, b) in LATENTS.items()},
-                language=w.ToggleButtons(options={"English": "en", "中文": "zh"}, style=dict(button_width="80px")))
+                language=w.ToggleButtons(options={"English": "en", "中文": "zh"}, description="captions", style=dict(description_width="125px", button_width="80px")))
 
 def _fact_sliders(w, names: tuple) -> tuple:
     "One slider a fact: as drawn, then its values from mild to severe."

@@ -479,13 +479,13 @@ def in_words(err: BaseException) -> str:
     return str(err.args[0]) if isinstance(err, KeyError) and err.args else str(err) or type(err).__name__
 
 def telling(draw: Callable, picture, words) -> Callable:
-    "`draw(**chosen)` whose figure goes into the widget `picture`, and whose complaint goes into `words`."
+    "`draw(**chosen)` whose figure goes into the widget `picture`, and its label (`figure.set_label`) or its complaint into `words`."
     from html import escape
     def again(**chosen):
         words.value = "<i>drawing …</i>"
         try: figure = draw(**chosen)
         except (ValueError, LookupError, OSError, RuntimeError) as err: words.value = f"<b style='color:#b00020'>{escape(in_words(err))}</b>"
-        else: picture.value, words.value = as_png(figure), ""
+        else: words.value, picture.value = escape(figure.get_label()), as_png(figure)
     return again
 
 # %% ../nbs/00_profiles.ipynb #4318d86c

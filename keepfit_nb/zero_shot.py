@@ -310,7 +310,8 @@ def show_answer(
     bars = axes[-1]; bars.barh(range(len(p)), p, color=["C0" if k == row["answer"] else "0.75" for k in p.index])
     bars.set_yticks(range(len(p)), [textwrap.shorten(k, 34, placeholder="…") for k in p.index]); bars.invert_yaxis()
     for k, v in enumerate(p): bars.text(min(v, .82) + .01, k, f"{v:.1%}", va="center", fontsize=8)
-    bars.set(xlim=(0, 1), xlabel="probability among these labels"); return fig
+    bars.set(xlim=(0, 1), xlabel="probability among these labels")
+    fig.set_label(", ".join(f"{k} {v:.1%}" for k, v in p.items())); return fig
 
 # %% ../nbs/15_zero_shot.ipynb #9ab87cee
 def uploaded(file: dict) -> np.ndarray:      # uint8 (H, W, 3)
