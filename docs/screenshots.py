@@ -34,67 +34,72 @@ def notebook(path: Path, *cells: str) -> Path:
     path.write_text(json.dumps(dict(cells=made, metadata=dict(kernelspec=dict(name="python3", display_name="python3", language="python")), nbformat=4, nbformat_minor=5))); return path
 
 
-def shot(place: Path, name: str, first: str, label: str, act=lambda page, box: None, run: bool = True) -> None:
-    "Open a notebook of place/nbs, run it, act on the widget with this label, keep the picture."
-    with lab.jupyterlab(place / "nbs", place / f"home-{name}") as where, lab.chromium_page(1280, 860) as page:
-        lab.open_chapter(page, *where, first)
-        if run:
-            failed = [c["errors"] for c in lab.restart_and_run_all(page, 1500) if c["errors"]]
-            if failed: sys.exit(f"{first} failed: {failed}")
-            page.evaluate("() => window.jupyterapp.commands.execute('application:toggle-left-area')")          # the files at the left are known by now
-        box = None
-        if label: box = lab.widget(page, label); box.scroll_into_view_if_needed(); act(page, box); box.scroll_into_view_if_needed()
-        page.wait_for_timeout(1500); keep(page, name)
+def shot(desk, name: str, first: str, find=None, act=lambda page, box: None, run: bool = True) -> None:
+    "Open a notebook, run it, act on the output that `find(page)` gives, keep the picture."
+    page, where, _ = desk; lab.open_chapter(page, *where, first); box = None
+    if run:
+        failed = [c["errors"] for c in lab.restart_and_run_all(page, 1500) if c["errors"]]
+        if failed: sys.exit(f"{first} failed: {failed}")
+    if find: box = find(page); box.scroll_into_view_if_needed(); act(page, box); page.wait_for_timeout(500); box.evaluate("e => e.scrollIntoView({block: 'end'})")
+    page.wait_for_timeout(1500); keep(page, name)
 
 
-def index(place): lab.copy_chapter("index", place / "nbs", ""); shot(place, "index", "index", "", run=False)
+def labelled(label): return lambda page: lab.widget(page, label)
 
 
-def explorer(place):
+def index(desk):
+    shot(desk, "index", "index", run=False)
+    desk[0].evaluate("() => { window.jupyterapp.commands.execute('application:toggle-left-area'); }")          # room for the widgets
+
+
+def explorer(desk):
+    place = desk[2]
     notebook(place / "nbs" / "explorer.ipynb", "# The phantom explorer", "from keepfit_nb.captions import explore_eye", 'explore_eye(7, "diabetic macular edema")')
     def act(page, box):
         before = lab.picture(box); lab.control(box, "second disease").locator("select").select_option(label="cataract")
         lab.until(page, lambda: lab.picture(box) != before, 120); lab.slide(page, box, "exudate ring", times=2); page.wait_for_timeout(3000)
-    shot(place, "explorer", "explorer", "cup ratio", act)
+    shot(desk, "explorer", "explorer", labelled("cup ratio"), act)
 
 
-MODEL = """import torch, numpy as np
-from pathlib import Path
-from keepfit_nb.profiles import load_profile, open_run
-run = open_run("15_zero_shot", "smoke", RUN, 0, {"variants": {"keepfit": {"semantic": False}}, "pretraining.steps": 30})
-folder = run.need("13_pretraining")"""
+FEW = {"variants": {"keepfit": {"semantic": False}}, "pretraining.steps": 20, "captions.n_public": 30, "captions.n_elite": 30, "captions.n_eval_train": 8, "captions.n_eval_test": 8}
 
 
-def playground(place):
-    notebook(place / "nbs" / "playground.ipynb", "# The prompt playground", MODEL.replace("RUN", repr(str(place / "run"))),
+def model_folder(place: Path) -> str:
+    "Code that names a trained model: that of runs/demo or runs/smoke where there is one, else one trained for a few steps."
+    for run in ("demo", "smoke"):
+        if (ROOT / "runs" / run / "13_pretraining" / "default.json").exists(): return f"folder = {str(ROOT / 'runs' / run)!r}"
+    return f"from keepfit_nb.profiles import open_run\nfolder = open_run('15_zero_shot', 'smoke', {str(place / 'run')!r}, 0, {FEW!r}).need('13_pretraining')"
+
+
+def playground(desk):
+    place = desk[2]
+    notebook(place / "nbs" / "playground.ipynb", "# The prompt playground", model_folder(place),
              "from keepfit_nb.captions import render\nfrom keepfit_nb.eye import sample_eye\nfrom keepfit_nb.saliency import heat\nfrom keepfit_nb.zero_shot import playground\n"
              "eyes = {f'{m} {d}': render(sample_eye(5, d), m, 192) for m, d in (('CFP', 'glaucoma'), ('CFP', 'diabetic retinopathy'), ('OCT', 'macular hole'))}",
              "playground(folder, eyes, ['normal', 'glaucoma', 'diabetic retinopathy'], heat)")
     def act(page, box):
         before = lab.picture(box); box.locator("textarea").fill("a healthy eye\nan eye with a large cup\na cat"); box.locator("textarea").blur()
         lab.until(page, lambda: lab.picture(box) != before, 120)
-    shot(place, "playground", "playground", "labels, one a line", act)
+    shot(desk, "playground", "playground", labelled("labels, one a line"), act)
 
 
-def monitor(place):
+def monitor(desk):
+    place = desk[2]
     notebook(place / "nbs" / "monitor.ipynb", "# A training, watched while it runs", "import torch, threading\nfrom pathlib import Path\nfrom keepfit_nb.training import Settings, fit, watch_training\nrun = Path(RUN)".replace("RUN", repr(str(place / "watched"))),
              "class Ring(torch.nn.Module):\n    def __init__(self):\n        super().__init__(); torch.manual_seed(0); self.net = torch.nn.Sequential(torch.nn.Linear(2, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))\n"
              "    def forward(self, x): return {'loss': torch.nn.functional.cross_entropy(self.net(x), (x.norm(dim=1) > 1.2).long())}\n\n"
              "def batch(i):\n    if wait: threading.Event().wait(wait)\n    return torch.randn(64, 2, generator=torch.Generator().manual_seed(i))",
              "wait = 0.; fit(Ring(), batch, Settings(steps=400, log_every=10, lr=3e-2), run/'keepfit'/'0', device='cpu', verbose=False)\nwait = .1; threading.Thread(target=lambda: fit(Ring(), batch, Settings(steps=400, log_every=10, lr=1e-2), run/'keepfit'/'1', device='cpu', verbose=False), daemon=True).start()",
              "watch_training(run)")
-    shot(place, "monitor", "monitor", "curve", lambda page, box: lab.until(page, lambda: "left" in box.inner_text() and box.get_by_text("running").count() and page.wait_for_timeout(9000) is None, 120))
+    shot(desk, "monitor", "monitor", labelled("curve"), lambda page, box: lab.until(page, lambda: box.get_by_text("running").count() and page.wait_for_timeout(9000) is None, 120))
 
 
-def reviewer(place):
+def reviewer(desk):
+    place = desk[2]
     notebook(place / "nbs" / "reviewer.ipynb", "# A human looks", "from pathlib import Path\nfrom keepfit_nb.atlas import Settings, read_atlas, review\nfrom keepfit_nb.profiles import resource\nout = Path(OUT); pairs, _, _ = read_atlas(resource('data', 'atlas', 'atlas.pdf'), out, Settings(ocr=False))".replace("OUT", repr(str(place / "pairs"))),
              "review(pairs, out, out / 'decisions.csv')")
     def act(page, box): box.get_by_role("button", name="accept").first.click(); box.get_by_role("button", name="reject").nth(1).click(); lab.until(page, lambda: "2 of" in box.inner_text(), 60)
-    with lab.jupyterlab(place / "nbs", place / "home-reviewer") as where, lab.chromium_page(1280, 860) as page:
-        lab.open_chapter(page, *where, "reviewer"); lab.restart_and_run_all(page, 900)
-        page.evaluate("() => window.jupyterapp.commands.execute('application:toggle-left-area')")
-        box = page.locator(".jp-OutputArea-child").filter(has=page.get_by_role("button", name="show more")).last
-        box.scroll_into_view_if_needed(); act(page, box); page.wait_for_timeout(1000); keep(page, "reviewer")
+    shot(desk, "reviewer", "reviewer", lambda page: page.locator(f"{lab.PANEL} .jp-OutputArea-child").filter(has=page.get_by_role("button", name="show more")).last, act)
 
 
 def book(place):
@@ -109,5 +114,9 @@ if __name__ == "__main__":
     if strange := set(wanted) - set(NAMES): sys.exit(f"unknown: {', '.join(strange)}; names are {', '.join(NAMES)}")
     if not lab.CHROMIUM: sys.exit("no Chromium here: install the system's package, e.g. apt install chromium")
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder); (place / "nbs").mkdir()
-        for name in wanted: globals()[name](place)
+        place = Path(folder); (place / "nbs").mkdir(); pages = [n for n in wanted if n != "book"]
+        if pages:
+            lab.copy_chapter("index", place / "nbs", "")
+            with lab.jupyterlab(place / "nbs", place / "home") as where, lab.chromium_page(1280, 860) as page:
+                for name in pages: globals()[name]((page, where, place))
+        if "book" in wanted: book(place)

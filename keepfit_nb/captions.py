@@ -104,10 +104,11 @@ def explore_eye(
     if not (someone_is_here() if interactive is None else interactive): return unshown(show_views(first))
     import ipywidgets as w
     hand = _handles(w, seed, disease)
-    cells = {m: (w.Image(format="png", width=int(1.4 * size)), w.HTML(layout=w.Layout(width=f"{int(1.4 * size)}px"))) for m in MODALITIES}
+    wide = w.Layout(width=f"{int(1.05 * size)}px")
+    cells = {m: (w.Image(format="png", layout=wide), w.HTML(layout=wide)) for m in MODALITIES}
     words = w.HTML(); _wire(w, hand, cells, words, size)
-    left = w.VBox([v for k, v in hand.items()] + [words])
-    return w.HBox([left, w.HBox([w.VBox([w.HTML(f"<b>{m}</b>"), *cells[m]]) for m in MODALITIES], layout=w.Layout(flex_flow="row wrap"))])
+    left = w.VBox([*hand.values(), words], layout=w.Layout(width="360px", flex="0 0 auto"))
+    return w.Box([left, w.HBox([w.VBox([w.HTML(f"<b>{m}</b>"), *cells[m]]) for m in MODALITIES])], layout=w.Layout(flex_flow="row wrap"))
 
 # %% ../nbs/03d_captions.ipynb #20e6a830
 def _wire(w, hand: dict, cells: dict, words, size: int) -> None:
@@ -121,7 +122,7 @@ def _wire(w, hand: dict, cells: dict, words, size: int) -> None:
         except ValueError as err: words.value = f"<b style='color:#b00020'>{in_words(err)}</b>"; return
         words.value = ""
         for m, (image, said) in seen.items():
-            cells[m][0].layout.visibility = "hidden" if image is None else "visible"; cells[m][1].value = said
+            cells[m][0].layout.visibility = "hidden" if image is None else "visible"; cells[m][1].value = f"<div style='line-height: 1.35; font-size: 12px'>{said}</div>"
             if image is not None: cells[m][0].value = cv2.imencode(".png", image[..., ::-1])[1].tobytes()
     def anew(_=None):
         if quiet: return

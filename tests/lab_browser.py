@@ -8,7 +8,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-SETTINGS = {"@jupyterlab/notebook-extension/tracker": {"windowingMode": "none"},             # every cell is in the page, also those out of sight
+SETTINGS = {"@jupyterlab/docmanager-extension/plugin": {"autosave": False},
+            "@jupyterlab/notebook-extension/tracker": {"windowingMode": "none"},             # every cell is in the page, also those out of sight
             "@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True}}
 
 
@@ -28,8 +29,8 @@ def _free_port() -> int:
 
 
 @contextlib.contextmanager
-def jupyterlab(folder: Path, home: Path, first: str = ""):
-    "JupyterLab over `folder`, its own files in `home`; gives (address, token). The server and its kernels are gone afterwards, whatever happens."
+def jupyterlab(folder: Path, home: Path, command: list[str] | None = None):
+    "JupyterLab over `folder` (or a command of yours, begun there), its own files in `home`; gives (address, token). The server and its kernels are gone afterwards, whatever happens."
     home.mkdir(parents=True, exist_ok=True)
     for name, values in SETTINGS.items():
         path = home / "settings" / f"{name}.jupyterlab-settings"; path.parent.mkdir(parents=True, exist_ok=True); path.write_text(json.dumps(values))
@@ -38,9 +39,10 @@ def jupyterlab(folder: Path, home: Path, first: str = ""):
     env = {k: v for k, v in os.environ.items() if k not in ("IN_TEST", "KEEPFIT_HEADLESS", "MPLBACKEND", "JPY_SESSION_NAME")}
     env |= own | dict(IPYTHONDIR=str(home / "ipython"), KEEPFIT_DATA=str(home / "cache"), JUPYTER_TOKEN=token, OMP_NUM_THREADS="1",
                       PYTHONPATH=os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])))
-    words = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0", f"--ServerApp.root_dir={folder}", "--expose-app-in-browser", "--LanguageServerManager.autodetect=False"]
-    if hasattr(os, "geteuid") and os.geteuid() == 0: words.append("--allow-root")
-    with open(home / "server.log", "wb") as log: server = subprocess.Popen(words + [first] * bool(first), cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True)
+    words = [*(command or [sys.executable, "-m", "jupyterlab", "--ip=127.0.0.1", f"--ServerApp.root_dir={folder}"]), "--no-browser", f"--port={port}", "--ServerApp.port_retries=0",
+             "--expose-app-in-browser", "--LanguageServerManager.autodetect=False"]
+    if hasattr(os, "geteuid") and os.geteuid() == 0 and "--allow-root" not in words: words.append("--allow-root")
+    with open(home / "server.log", "wb") as log: server = subprocess.Popen(words, cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True)
     address = f"http://127.0.0.1:{port}"
     try:
         _wait_for(address, token, server, home / "server.log")
@@ -86,19 +88,21 @@ CELLS = """() => { const w = window.jupyterapp.shell.currentWidget, out = [];
     const said = []; for (let i = 0; i < c.outputs.length; i++) said.push(c.outputs.get(i).toJSON());
     out.push({count: c.executionCount, source: c.sharedModel.source, errors: said.filter(o => o.output_type === 'error').map(o => o.ename + ': ' + o.evalue)}); }
   return {status: w.sessionContext.session?.kernel?.status, cells: out}; }"""
+PANEL = ".jp-NotebookPanel:not(.lm-mod-hidden)"           # the tab in front
 BYTES = "async i => Array.from(new Uint8Array(await crypto.subtle.digest('SHA-256', await (await fetch(i.src)).arrayBuffer()))).join()"
 
 
 def open_chapter(page, address: str, token: str, name: str) -> None:
-    "Open a notebook by its address and wait until its cells stand in the page."
-    page.goto(f"{address}/lab/tree/{name}.ipynb?token={token}&reset", wait_until="commit")
-    page.wait_for_selector(".jp-NotebookPanel .jp-Notebook .jp-CodeCell")
-    page.wait_for_function("() => window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'")
+    "Open a notebook (its path without .ipynb) and wait until its cells stand in the page and its kernel is idle. The first one loads JupyterLab by its address; later ones open a tab."
+    if page.url.startswith(address): page.evaluate("path => { window.jupyterapp.commands.execute('docmanager:open', {path}); }", f"{name}.ipynb")
+    else: page.goto(f"{address}/lab/tree/{name}.ipynb?token={token}&reset", wait_until="commit")
+    page.wait_for_function("path => { const w = window.jupyterapp?.shell.currentWidget; return w?.context?.path === path && w.sessionContext?.session?.kernel?.status === 'idle'; }", arg=f"{name}.ipynb")
+    page.wait_for_selector(f"{PANEL} .jp-CodeCell")
 
 
 def restart_and_run_all(page, seconds: float = 300) -> list[dict]:
     "The button ⏩ and its question; the code cells when all have run, or when one has failed."
-    page.locator('.jp-NotebookPanel-toolbar [data-command="notebook:restart-run-all"]').first.click()
+    page.locator(f'{PANEL} .jp-NotebookPanel-toolbar [data-command="notebook:restart-run-all"]').first.click()
     page.locator(".jp-Dialog button.jp-mod-accept").click()
     until = time.monotonic() + seconds
     while time.monotonic() < until:
@@ -111,7 +115,7 @@ def restart_and_run_all(page, seconds: float = 300) -> list[dict]:
 
 def widget(page, text: str):
     "The output in which this text stands beside a control."
-    return page.locator(".jp-OutputArea-child").filter(has=page.locator(".widget-label", has_text=text)).last
+    return page.locator(f"{PANEL} .jp-OutputArea-child").filter(has=page.locator(".widget-label", has_text=text)).last
 
 
 def control(box, label: str):
