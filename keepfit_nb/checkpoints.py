@@ -179,9 +179,9 @@ def read_curves(folder: Path):   # → pandas.DataFrame, a row for every `log_ev
     "curves.jsonl of a training folder; a last line that was cut by a crash is dropped."
     import pandas as pd
     path, rows = Path(folder) / "curves.jsonl", []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         with contextlib.suppress(json.JSONDecodeError): rows.append(json.loads(line))
-    return pd.DataFrame(rows)
+    return pd.DataFrame([r for r in rows if isinstance(r, dict) and "step" in r])
 
 def cut_curves(folder: Path, step: int) -> None:
     "Forget rows after `step`."

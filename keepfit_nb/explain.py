@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['IMAGE', 'WORDS', 'MANY', 'QUESTION_COLUMNS', 'SCORES', 'METRIC_NAMES', 'prepared', 'eyes_for', 'lesion_sentence',
            'place', 'other_than', 'questions_for', 'look', 'centre_heat', 'mean_interval', 'where_rows', 'gain_rows',
-           'retrieved', 'flat_map', 'show_map', 'worst_failures', 'show_failure', 'browse', 'Settings', 'point',
-           'look_up', 'map_of', 'build']
+           'retrieved', 'flat_map', 'show_map', 'worst_failures', 'show_failure', 'Settings', 'point', 'look_up',
+           'map_of', 'build']
 
 # %% ../nbs/19_explain.ipynb #19230ccb
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -281,30 +280,6 @@ def show_failure(model, cache, failure: dict, method: Method = "auto", cells: in
     show_heat(axes[1], image[0], a, title=f"said, {failure['probability']:.0%}:\n{failure['predicted']}")
     show_heat(axes[2], image[0], b, title=f"true:\n{failure['label']}")
     return fig
-
-# %% ../nbs/19_explain.ipynb #79b3ba5c
-def browse(
-    draw: Callable,                  # gets one value for each choice, returns a matplotlib figure
-    interactive: bool | None = None, # None: as someone is there or not
-    few: int = 3,                    # figures when nobody is
-    **choices,                       # name = a list, a {label: value}, or a text that may be changed
-):                                   # a widget, or the list of figures
-    "Menus in JupyterLab, static figures elsewhere. ValueError: nothing to choose from."
-    import matplotlib.pyplot as plt
-    if not choices or any(len(c) == 0 for c in choices.values()): raise ValueError("nothing to choose from: the list is empty")
-    if interactive is None:
-        from keepfit_nb.atlas import someone_is_here
-        interactive = someone_is_here()
-    values = {k: [c] if isinstance(c, str) else list(c.values()) if isinstance(c, dict) else list(c) for k, c in choices.items()}
-    if not interactive:
-        first, rest = next(iter(values)), {k: v[0] for k, v in values.items()}
-        figures = [draw(**rest | {first: v}) for v in values[first][:few]]
-        plt.show(); return figures
-    import ipywidgets as w
-    pick = {k: w.Text(c, continuous_update=False, description=k) if isinstance(c, str) else
-            w.Dropdown(options=list(c.items()) if isinstance(c, dict) else [(str(v), v) for v in c], description=k) for k, c in choices.items()}
-    def again(**chosen): draw(**chosen); plt.show()
-    return w.VBox([w.HBox(list(pick.values())), w.interactive_output(again, pick)])
 
 # %% ../nbs/19_explain.ipynb #9653f066
 class Settings(BaseModel, extra="forbid"):

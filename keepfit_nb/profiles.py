@@ -7,7 +7,8 @@ __all__ = ['Modality', 'MODALITIES', 'DISCLAIMER', 'TOP_KEYS', 'in_checkout', 'r
            'real_folder', 'expand', 'write_json', 'read_json', 'nearest', 'module_of', 'chapters', 'chapter_named',
            'Profile', 'profile_names', 'nested', 'merged', 'load_profile', 'check_section', 'pick_device',
            'suggest_profile', 'seed_everything', 'Stage', 'stage', 'source_fingerprint', 'find_stage', 'versions',
-           'peak_memory_gb', 'Run', 'merge_metrics', 'open_run']
+           'peak_memory_gb', 'Run', 'merge_metrics', 'open_run', 'someone_is_here', 'as_png', 'unshown', 'Figures',
+           'in_words', 'telling', 'browse']
 
 # %% ../nbs/00_profiles.ipynb #a5a382a0
 import ast, difflib, errno, functools, hashlib, importlib, importlib.util, json, os, re, shutil, subprocess, sys, time
@@ -432,3 +433,81 @@ def open_run(
     shown = folder.relative_to(project_root()) if folder.is_relative_to(project_root()) else folder.name
     print(f"chapter {chapter} · profile {prof.name} · run folder {shown} · seed {seed}")
     return Run(chapter, prof, folder, int(seed))
+
+# %% ../nbs/00_profiles.ipynb #ef17eb57
+def someone_is_here() -> bool:
+    "Does a person look at this notebook? JupyterLab, VS Code and Colab say so; papermill, nbconvert and tests (`IN_TEST`, `KEEPFIT_HEADLESS`) do not."
+    if os.environ.get("IN_TEST") or os.environ.get("KEEPFIT_HEADLESS"): return False
+    return bool(os.environ.get("JPY_SESSION_NAME") or os.environ.get("VSCODE_PID") or "google.colab" in sys.modules)
+
+# %% ../nbs/00_profiles.ipynb #6f6ad45d
+def _handle(name: str, choice):
+    "The control for a choice: a text → box, a list or {label: value} → menu, (low, high, start) → slider; a ready-made widget stays."
+    import ipywidgets as w
+    if isinstance(choice, w.Widget): return choice
+    how = dict(description=name, style=dict(description_width="initial"))
+    if isinstance(choice, str): return w.Text(choice, continuous_update=False, layout=w.Layout(width="420px"), **how)
+    if _slides(choice):
+        slider = w.IntSlider if all(isinstance(c, int) for c in choice) else w.FloatSlider
+        return slider(min=choice[0], max=choice[1], value=choice[2], **how)
+    return w.Dropdown(options=list(choice.items()) if isinstance(choice, dict) else [(str(c), c) for c in choice], **how)
+
+def _slides(choice) -> bool: return isinstance(choice, tuple) and len(choice) == 3 and all(isinstance(c, (int, float)) for c in choice)
+
+def _values(choice) -> list:
+    "What a choice can be, the first one first."
+    if hasattr(choice, "value"): return [choice.value]
+    return [choice] if isinstance(choice, str) else [choice[2]] if _slides(choice) else list(choice.values() if isinstance(choice, dict) else choice)
+
+# %% ../nbs/00_profiles.ipynb #03283334
+def as_png(figure, dpi: int = 80) -> bytes:
+    "A matplotlib figure as a PNG file; the figure is closed."
+    import io, matplotlib.pyplot as plt
+    out = io.BytesIO(); figure.savefig(out, format="png", dpi=dpi, bbox_inches="tight"); plt.close(figure)
+    return out.getvalue()
+
+def unshown(figure):
+    "The same figure, closed: shown where it is the value of a cell's last line, and nowhere else."
+    import matplotlib.pyplot as plt
+    plt.close(figure); return figure
+
+class Figures(list):
+    "Closed figures that a notebook shows one below the other."
+    def _ipython_display_(self):
+        from IPython.display import display
+        for figure in self: display(figure)
+
+def in_words(err: BaseException) -> str:
+    "What an exception says, without its class; for a person who looks at a widget."
+    if isinstance(err, OSError) and err.strerror: return f"{err.strerror}: {Path(err.filename).name}" if err.filename else err.strerror
+    return str(err.args[0]) if isinstance(err, KeyError) and err.args else str(err) or type(err).__name__
+
+def telling(draw: Callable, picture, words) -> Callable:
+    "`draw(**chosen)` whose figure goes into the widget `picture`, and its label (`figure.set_label`) or its complaint into `words`."
+    from html import escape
+    def again(**chosen):
+        words.value = "<i>drawing …</i>"
+        try: figure = draw(**chosen)
+        except (ValueError, LookupError, OSError, RuntimeError) as err: words.value = f"<b style='color:#b00020'>{escape(in_words(err))}</b>"
+        else: words.value, picture.value = escape(figure.get_label()), as_png(figure)
+    return again
+
+# %% ../nbs/00_profiles.ipynb #4318d86c
+def browse(
+    draw: Callable,                  # gets one value for each choice, returns a matplotlib figure
+    interactive: bool | None = None, # None: as someone is there or not
+    few: int = 3,                    # figures when nobody is
+    **choices,                       # name = a list, a {label: value}, a text that may be changed, (low, high, start), or a widget
+):                                   # a widget, or `Figures`; write the call as the last line of a cell, without a semicolon
+    "Handles in JupyterLab, static figures elsewhere. ValueError: nothing to choose from."
+    if empty := [k for k, c in choices.items() if isinstance(c, (list, tuple, dict)) and not c]: raise ValueError(f"nothing to choose from: {empty[0]} is empty")
+    if not choices: raise ValueError("nothing to choose from: name one choice or more")
+    if not (someone_is_here() if interactive is None else interactive):
+        values = {k: _values(c) for k, c in choices.items()}; first = next(iter(values))
+        return Figures(unshown(draw(**{k: v[0] for k, v in values.items()} | {first: v})) for v in values[first][:few])
+    import ipywidgets as w
+    pick, picture, words = {k: _handle(k, c) for k, c in choices.items()}, w.Image(format="png"), w.HTML()
+    again = telling(draw, picture, words)
+    for p in pick.values(): p.observe(lambda _: again(**{k: v.value for k, v in pick.items()}), "value")
+    again(**{k: v.value for k, v in pick.items()})
+    return w.VBox([w.Box(list(pick.values()), layout=w.Layout(flex_flow="row wrap")), words, picture])
