@@ -351,7 +351,7 @@ def watch_training(
     if not (someone_is_here() if interactive is None else interactive):
         table = standings(folder); print(table.to_string(index=False) if len(table) else _nothing(folder)); return draw_curves(folder, what) if len(table) else None
     import ipywidgets as w
-    words, picture, menu = w.HTML(), w.Image(format="png"), w.Dropdown(options=[what], description="curve")
+    words, picture, menu = w.HTML(), w.Image(format="png", layout=w.Layout(align_self="flex-start", max_width="100%")), w.Dropdown(options=[what], description="curve")
     again, timer = w.Button(description="refresh"), w.Checkbox(True, description=f"every {every:g} s", indent=False)
     def look(_=None):
         try:
