@@ -40,7 +40,7 @@ def shot(desk, name: str, first: str, find=None, act=lambda page, box: None, run
     if run:
         failed = [c["errors"] for c in lab.restart_and_run_all(page, 1500) if c["errors"]]
         if failed: sys.exit(f"{first} failed: {failed}")
-    if find: box = find(page); box.scroll_into_view_if_needed(); act(page, box); page.wait_for_timeout(500); box.evaluate("e => e.scrollIntoView({block: 'end'})")
+    if find: box = find(page); box.scroll_into_view_if_needed(); act(page, box); page.wait_for_timeout(500); box.evaluate("e => e.scrollIntoView({block: e.getBoundingClientRect().height > 600 ? 'start' : 'end'})")
     page.wait_for_timeout(1500); place = box.bounding_box() if box else None
     keep(page, name, place["y"] + place["height"] + 12 if place else 0)
 
