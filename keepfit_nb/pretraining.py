@@ -101,8 +101,7 @@ class KeepFIT(nn.Module):
         n_elite: int = 0,                # elite pairs, for memory: all
         tokens: tuple[int, ...] = (),    # codes of the visual tokens and tokens along a patch; (): stage 11 says so
     ):
-        super().__init__()
-        seed_everything(seed)
+        super().__init__(); seed_everything(seed)
         self.encoders, self.size, self.crop, self.seed = encoders, size, crop, seed
         self.settings, self.about = settings or Settings(), dict(about or {})
         self.image_encoder = build_image_encoder(encoders, size).to(memory_format=torch.channels_last)      # convolutions are faster so
