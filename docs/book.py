@@ -51,8 +51,14 @@ def sentences(text: str) -> list[str]:
     return [s.strip() for s in re.split(r"(?<=[.?!])\s+", re.sub(r"\s+", " ", text)) if len(s.strip()) > 3]
 
 
+def said_alt(code: str) -> str:
+    "What the author says a figure shows, for readers who do not see it: the line `#| fig-alt: …` of its cell, as Quarto knows it."
+    found = re.search(r"^#\|\s*fig-alt:\s*(.+?)\s*$", code, re.M)
+    return found[1].replace('"', "'") if found else ""
+
+
 def figure_alt(code: str, heading: str, before: str, after: str) -> str:
-    "What a figure shows, from the words around it: heading, titles set in the code, its italic caption or the sentence that leads to it."
+    "What a figure shows, from the words around it, where its author did not say: heading, titles set in the code, its italic caption or the sentence that leads to it."
     caption = re.match(r"\s*\*([^*].+?)\*", after, re.S)
     shown = re.findall(r"(?:set_title|suptitle)\(\s*f?[\"']([^\"'{}]+)[\"']|title=f?[\"']([^\"'{}]+)[\"']", code)
     titles = list(dict.fromkeys(t.strip() for pair in shown for t in pair if t.strip()))
@@ -101,14 +107,14 @@ def staged(path: Path, solution: bool = False) -> dict:
         else:
             tags = [t for t in meta.get("tags", []) if t != "hide-input"] + ["remove-input"] * ("hide-input" in meta.get("tags", []))
             if re.search(r"^#\|\s*export", text, re.M): tags.append("exported")
-            text = re.sub(r"^#\|[^\n]*\n?", "", text, flags=re.M)
+            alt = said_alt(text); text = re.sub(r"^#\|[^\n]*\n?", "", text, flags=re.M)
             meta = {"tags": tags}
             for out in cell.get("outputs", []):
                 for kind in ("text/markdown",):
                     if kind in out.get("data", {}): out["data"][kind] = relink("".join(out["data"][kind]))
             if any(k.startswith("image/") for out in cell.get("outputs", []) for k in out.get("data", {})):
                 after = source(todo[i + 1]) if i + 1 < len(todo) and todo[i + 1]["cell_type"] == "markdown" else ""
-                meta["mystnb"] = {"image": {"alt": figure_alt(text, heading, before, after)}}
+                meta["mystnb"] = {"image": {"alt": alt or figure_alt(text, heading, before, after)}}
         cells.append({**cell, "source": text, "metadata": meta})
     return {**nb, "cells": cells}
 

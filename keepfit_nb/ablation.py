@@ -184,7 +184,7 @@ def answers_of(model, bundle: Bundle, batch_size: int = 512) -> dict[str, np.nda
     where = {name: [at[r] for r in r.tolist()] for name, (r, _) in bundle.truth.items()}
     return {name: zero_shot(seen[where[name]], prototypes(vectors, classes), scale).argmax(1) for name, classes in said.items()}
 
-# %% ../nbs/20_ablation.ipynb #ef317229
+#| export
 def aca(y: np.ndarray, said: np.ndarray) -> float:
     "Mean of the classes' recalls."
     return float(np.mean([(said[y == c] == c).mean() for c in np.unique(y)]))
@@ -304,7 +304,7 @@ class Study:
         "Which eyes of a task were answered rightly, float."
         return (unspelled(self.cells[row, seed]["answers"][task]) == self.truth[task][1]).astype(float)
 
-# %% ../nbs/20_ablation.ipynb #7e624b90
+#| export
 def scores(study: Study) -> pd.DataFrame:
     "Mean ACA by row, seed, kind and modality; modality `all` is the mean of those that have such questions."
     lines = [dict(row=r, seed=s, kind=q["kind"], modality=q["modality"], aca=c["aca"][q["task"]]) for (r, s), c in study.cells.items() for q in study.questions]

@@ -250,9 +250,9 @@ def show_map(table: pd.DataFrame, by: str = "modality", ax=None, most: int = 9):
     common = list(table[by].value_counts().index[:most])
     rest = table[~table[by].isin(common)]
     if len(rest): ax.plot(rest.x, rest.y, ".", color=".85", ms=4, label="others")
-    for c, value in zip(sns.color_palette("husl", len(common)), common):
-        ax.plot(*table[table[by] == value][["x", "y"]].to_numpy().T, ".", color=c, ms=5, label=value)
-    ax.set(xticks=[], yticks=[]); ax.legend(fontsize=6, markerscale=2, loc="center left", bbox_to_anchor=(1, .5)); return ax
+    for k, (c, value) in enumerate(zip(sns.color_palette("colorblind", len(common)), common)):      # a form for each colour, for those who see few
+        ax.plot(*table[table[by] == value][["x", "y"]].to_numpy().T, "os^Dv*Pph"[k % 9], color=c, ms=4, mew=0, label=value)
+    ax.set(xticks=[], yticks=[]); ax.legend(fontsize=7, markerscale=1.3, loc="center left", bbox_to_anchor=(1, .5)); return ax
 
 # %% ../nbs/19_explain.ipynb #c6900537
 def worst_failures(
@@ -275,7 +275,7 @@ def show_failure(model, cache, failure: dict, method: Method = "auto", cells: in
     import matplotlib.pyplot as plt
     image = cache.batch([failure["row"]])
     a, b = heats(model, image.repeat(2, 1, 1, 1), [failure["asked"], failure["right"]], method, cells)
-    fig, axes = plt.subplots(1, 3, figsize=(7, 2.6))
+    fig, axes = plt.subplots(1, 3, figsize=(9, 3))
     show_heat(axes[0], image[0], title=f"{failure['modality']}, row {failure['row']}")
     show_heat(axes[1], image[0], a, title=f"said, {failure['probability']:.0%}:\n{failure['predicted']}")
     show_heat(axes[2], image[0], b, title=f"true:\n{failure['label']}")

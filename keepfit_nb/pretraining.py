@@ -78,7 +78,7 @@ class Settings(Parts, extra="forbid"):
     @property
     def reference(self) -> bool: return self.semantic or self.appearance
 
-# %% ../nbs/13_pretraining.ipynb #9515be3c
+#| export
 def variant_settings(settings: Settings, switches: dict, name: str = "") -> Settings:
     "The settings of one variant. ValueError for an unknown switch, with the nearest."
     return check_section(merged(settings.model_dump(), dict(switches)), Settings, f"variant {name!r}")
@@ -101,8 +101,7 @@ class KeepFIT(nn.Module):
         n_elite: int = 0,                # elite pairs, for memory: all
         tokens: tuple[int, ...] = (),    # codes of the visual tokens and tokens along a patch; (): stage 11 says so
     ):
-        super().__init__()
-        seed_everything(seed)
+        super().__init__(); seed_everything(seed)
         self.encoders, self.size, self.crop, self.seed = encoders, size, crop, seed
         self.settings, self.about = settings or Settings(), dict(about or {})
         self.image_encoder = build_image_encoder(encoders, size).to(memory_format=torch.channels_last)      # convolutions are faster so
@@ -188,7 +187,7 @@ def joint_targets(
     weights = share_targets(categories) * allowed
     return weights / weights.sum(1, keepdim=True)
 
-# %% ../nbs/13_pretraining.ipynb #98c5fbb8
+#| export
 def contrast(self, v: Tensor, w: Tensor, batch: dict) -> dict[str, Tensor]:
     "The contrastive terms over the batches of all processes: public and elite apart, or one joint table."
     s, n, scale, labels = self.settings, batch["n_public"], self.temperature(), batch["categories"]

@@ -549,7 +549,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"error: {err}", file=sys.stderr); raise SystemExit(EXIT["refused"]) from None
     except KeyboardInterrupt: print("interrupted", file=sys.stderr); raise SystemExit(EXIT["interrupted"]) from None
 
-# %% ../nbs/22_running.ipynb #8e4535ca
+#| export
 if __name__ == "__main__" and getattr(__spec__, "name", "") == "keepfit_nb.running": main()      # python -m keepfit_nb.running
 
 # %% ../nbs/22_running.ipynb #c140e783

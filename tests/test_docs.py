@@ -71,12 +71,24 @@ def test_figure_of_the_method_links_to_chapters():
 
 # ---- laying out
 
-def test_figures_get_words():
+def pictures(cells): return [c for c in cells if any(k.startswith("image/") for o in c.get("outputs", []) for k in o.get("data", {}))]
+
+
+def test_every_figure_says_what_it_shows():
+    "An author's sentence, no two alike, goes with each figure of a chapter into the book; a figure without one is described by the words around it."
     import book
-    for path in (ROOT / "nbs" / "10_contrastive.ipynb", ROOT / "nbs" / "03a_fundus.ipynb"):
-        cells = [c for c in book.staged(path)["cells"] if any(k.startswith("image/") for o in c.get("outputs", []) for k in o.get("data", {}))]
-        alts = [c["metadata"]["mystnb"]["image"]["alt"] for c in cells]
-        assert alts and all(20 < len(a) <= 301 for a in alts) and len(set(alts)) > len(alts) * .7
+    said = {}
+    for path in sorted((ROOT / "nbs").glob("[0-9]*.ipynb")):
+        for cell in pictures(json.loads(read(path))["cells"]):
+            alt = book.said_alt("".join(cell["source"])); where = f"{path.name}, cell {cell.get('id')}"
+            assert 30 <= len(alt) <= 320, f"{where}: a line `#| fig-alt: …` of 30 to 320 letters should say what its figure shows"
+            assert alt not in said, f"{where} says the same as {said.get(alt)}"
+            said[alt] = where
+    assert len(said) > 200
+    shown = [c["metadata"]["mystnb"]["image"]["alt"] for c in pictures(book.staged(ROOT / "nbs" / "10_contrastive.ipynb")["cells"])]
+    assert shown and set(shown) <= set(said)
+    guess = book.figure_alt("plt.plot(x); ax.set_title('loss')", "How it learns", "The curve falls. It ends near zero.", "")
+    assert guess == "How it learns. Loss. It ends near zero."
 
 
 def test_boilerplate_is_left_out_and_boxes_are_boxes():
