@@ -40,7 +40,7 @@ docs: install  ## README.md from nbs/index.ipynb, HTML of all chapters into _doc
 	$(BIN)/python nbs/make_docs.py
 
 lab: install  ## JupyterLab at the first page
-	$(BIN)/jupyter lab --ip=127.0.0.1 --notebook-dir=. nbs/index.ipynb
+	$(BIN)/jupyter lab --ip=127.0.0.1 --notebook-dir=. $(if $(filter 0,$(shell id -u)),--allow-root) nbs/index.ipynb
 
 export: install  ## notebooks to keepfit_nb/*.py, cleaned
 	$(BIN)/nbdev-export && $(BIN)/nbdev-clean

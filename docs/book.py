@@ -152,7 +152,7 @@ def sources() -> dict[str, str | bytes]:
     for p in solutions(): out[f"exercises/{p.name}"] = json.dumps(staged(p, True), ensure_ascii=False)
     for i in range(len(PARTS)): out[f"part{i + 1}.md"] = part_page(i)
     for p in sorted(DOCS.rglob("*.md")): out[str(p.relative_to(DOCS))] = relink(p.read_text(encoding="utf-8"), "/".join(p.relative_to(DOCS).parts[:-1]))
-    for p in [*DOCS.glob("*.png"), *DOCS.glob("*.svg")]: out[p.name] = p.read_bytes()
+    for p in [*DOCS.glob("*.png"), *DOCS.glob("*.svg"), *DOCS.glob("screenshots/*.png")]: out[str(p.relative_to(DOCS))] = p.read_bytes()
     for p in (NBS / "profiles").glob("*.yaml"): out[f"profiles/{p.name}"] = p.read_bytes()
     out["CONTRIBUTING.md"] = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     where = {module(p.stem): p.stem for p in sorted(NBS.glob("[0-9][0-9]*_*.ipynb"))}
@@ -161,7 +161,7 @@ def sources() -> dict[str, str | bytes]:
     out["exercises/index.md"] = "# Solutions\n\nThe worked exercises of every chapter; each is executed by the tests.\n\n" + tree([p.stem for p in solutions()], hidden=False)
     front = staged(NBS / "index.ipynb")
     howto = [f"howto/{p.stem}" for p in sorted((DOCS / "howto").glob("*.md"))]
-    nav = [tree([f"part{i + 1}" for i in range(len(PARTS))], "The chapters"), tree(howto, "How to"),
+    nav = [tree([f"part{i + 1}" for i in range(len(PARTS))], "The chapters"), tree(["lab", *howto], "How to"),
            tree([n for n in ("glossary", "references", "api/index", "exercises/index", "CONTRIBUTING") if f"{n}.md" in out], "Reference")]
     front["cells"].append({"cell_type": "markdown", "id": "book-nav", "metadata": {}, "source": "\n\n".join(nav)})
     out["index.ipynb"] = json.dumps(front, ensure_ascii=False)

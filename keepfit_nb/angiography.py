@@ -333,7 +333,7 @@ def record(s: Plate) -> np.ndarray:
 def seconds_of(phase) -> float:
     "The time of a phase, or a time in seconds as it is. ValueError: no such phase or time."
     if isinstance(phase, numbers.Real) and not isinstance(phase, bool):
-        if not 0 <= phase <= CLOCK[-1]: raise ValueError(f"{phase} seconds after the injection: give 0 to {CLOCK[-1]:.0f}, or one of {', '.join(PHASES)}")
+        if not 0 <= float(phase) <= CLOCK[-1]: raise ValueError(f"{phase} seconds after the injection: give 0 to {CLOCK[-1]:.0f}, or one of {', '.join(PHASES)}")
         return float(phase)
     if str(phase) not in PHASES: raise ValueError(nearest(str(phase), PHASES, "phase"))
     return PHASES[str(phase)]

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'DECISIONS', 'VERDICTS', 'Translator', 'Seq2SeqTranslator', 'fill_language', 'Settings', 'read_atlas',
            'edit_distance', 'same_form', 'iou', 'match_pairs', 'score', 'read_decisions', 'write_decision',
-           'apply_decisions', 'show_pairs', 'someone_is_here', 'review', 'pdf_files', 'as_records', 'read_all', 'build']
+           'apply_decisions', 'show_pairs', 'review', 'pdf_files', 'as_records', 'read_all', 'build']
 
 # %% ../nbs/04_atlas.ipynb #28b0d6e7
-import csv, hashlib, math, os, re, shutil
+import csv, hashlib, itertools, math, os, re, shutil
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -24,7 +24,7 @@ from .layout import MAX_PIXELS, Box, Picture
 from .legends import clean_text, plain, words_of
 from .modality import classify_modality
 from .panels import cut_panels, read_mark
-from .profiles import MODALITIES, Run, expand, nearest, read_json, resource, stage
+from .profiles import MODALITIES, Run, expand, nearest, read_json, resource, someone_is_here, stage, unshown
 from .scans import Page, ocr_ready, read_pages
 
 # %% ../nbs/04_atlas.ipynb #a4f42de0
@@ -148,7 +148,7 @@ def _plates(page: Page, folder: Path) -> tuple[list[Plate], list[dict]]:
         drawn = _drawing(p.image); panels = [p.box] if drawn else _in_points(p.box, cut_panels(p.image))
         plates.append(Plate(page.number, p.box, str(file), panels, [], drawn))
     every = [b for p in plates for b in p.panels]; marks = iter(_printed_marks(page, every))
-    for p in plates: p.marks = [next(marks) for _ in p.panels]
+    for plate in plates: plate.marks = [next(marks) for _ in plate.panels]
     return plates, refused
 
 def _round(box: Box) -> list[float]: return [round(float(v), 2) for v in box]
@@ -156,7 +156,7 @@ def _round(box: Box) -> list[float]: return [round(float(v), 2) for v in box]
 # %% ../nbs/04_atlas.ipynb #99846c87
 def _figure_rows(plates: list[Plate], legend: Legend) -> tuple[list[dict], list[np.ndarray]]:
     "The pairs of one figure: a row and the pixels for each panel."
-    images = {p.file: cv2.imread(p.file)[..., ::-1] for p in plates}
+    images = {p.file: np.asarray(cv2.imread(p.file))[..., ::-1] for p in plates}
     want = legend.panels
     if len(plates) > 1 and want == len(plates): plates = [replace(p, panels=[p.box], marks=p.marks[:1]) if len(p.panels) > 1 else p for p in plates]
     if len(plates) == 1 and want and len(plates[0].panels) != want:                       # look again, now that the words say how many
@@ -265,7 +265,7 @@ def match_pairs(pairs: pd.DataFrame, truth: dict, least: float = .7) -> list[tup
     found = [r for r in pairs.to_dict("records")]; free, out = set(range(len(found))), []
     for t in truth["pairs"]:
         cover = {i: iou(found[i]["bbox"], t["bbox"]) for i in free if found[i]["page"] == t["page"]}
-        i = max(cover, key=cover.get, default=None)
+        i = max(cover, key=lambda i: cover[i], default=None)
         if i is not None and cover[i] >= least: free.discard(i); out.append((t, found[i]))
         else: out.append((t, None))
     return out
@@ -355,42 +355,48 @@ def show_pairs(
         picture, words = axes[k // columns, 2 * (k % columns): 2 * (k % columns) + 2]
         picture.imshow(plt.imread(Path(folder) / row["image"]), cmap="gray")
         picture.set_title(f"{row['figure']}{row['panel'] and ' ' + row['panel']} · {row['modality']} · {row['score']:.2f}", fontsize=8)
-        text = [" ".join(t for t in (row["shared" + l], row["caption" + l]) if t) for l in ("", "_zh")]
-        text = "\n".join(textwrap.fill(t, n)[:330] for t, n in zip(text, (40, 24)) if t)
+        said = [" ".join(t for t in (row["shared" + l], row["caption" + l]) if t) for l in ("", "_zh")]
+        text = "\n".join(textwrap.fill(t, n)[:330] for t, n in zip(said, (40, 24)) if t)
         words.text(0, 1, text, fontsize=7, va="top", transform=words.transAxes, family=family)
     fig.tight_layout(); return fig
 
 # %% ../nbs/04_atlas.ipynb #5133161a
-def someone_is_here() -> bool:
-    "Does a person look at this notebook? JupyterLab, VS Code and Colab say so; papermill and nbconvert do not."
-    import sys
-    return bool(os.environ.get("JPY_SESSION_NAME") or os.environ.get("VSCODE_PID") or "google.colab" in sys.modules)
-
 def review(
     pairs: pd.DataFrame,
     folder: str | Path,                # where their images/ lie
     decisions: str | Path,             # CSV that the buttons write and `Settings.decisions` reads
     interactive: bool | None = None,   # None: when someone is here
+    at_once: int = 8,                  # cards before one asks for more
 ):
     "Accept, edit or reject pair after pair, the least certain first; a static grid when nobody is there."
-    if not (someone_is_here() if interactive is None else interactive): return show_pairs(pairs.head(12), folder)
+    if not (someone_is_here() if interactive is None else interactive): return unshown(show_pairs(pairs.head(12), folder))
     import ipywidgets as w
-    done = read_decisions(decisions) if Path(decisions).exists() else {}
-    return w.VBox([_card(w, row, Path(folder), decisions) for row in pairs.sort_values("score").to_dict("records") if row["id"] not in done])
+    done = set(read_decisions(decisions)) if Path(decisions).exists() else set()
+    left = iter([r for r in pairs.sort_values("score").to_dict("records") if r["id"] not in done])
+    cards, more, count = w.VBox(), w.Button(description="show more"), w.Label()
+    def tell(new=""): done.add(new) if new else None; count.value = f"{len(done & set(pairs['id']))} of {len(pairs)} pairs decided, written to {Path(decisions).name}"
+    def show(_=None):
+        new = list(itertools.islice(left, at_once)); cards.children += tuple(_card(w, r, Path(folder), decisions, tell) for r in new)
+        more.disabled = len(new) < at_once
+    more.on_click(show); show(); tell()
+    return w.VBox([count, cards, more])
 
 # %% ../nbs/04_atlas.ipynb #f463ee01
-def _card(w, row: dict, folder: Path, decisions):
+def _card(w, row: dict, folder: Path, decisions, tell: Callable):
     "One pair with its buttons."
     words = {c: w.Textarea(row[c], layout=w.Layout(width="420px", height="70px")) for c in ("caption", "caption_zh")}
     modality = w.Dropdown(options=MODALITIES, value=row["modality"], layout=w.Layout(width="90px")); said = w.Label(row["reason"])
     def press(button):
         changed = any(words[c].value != row[c] for c in words) or modality.value != row["modality"]
         verdict = "edit" if changed and button.description == "accept" else button.description
-        write_decision(decisions, id=row["id"], decision=verdict, modality=modality.value, **{c: t.value for c, t in words.items()})
-        said.value = f"written: {verdict}"
+        if verdict == "edit" and not any(t.value.strip() for t in words.values()): said.value = "not written: a pair needs words; reject it instead"; return
+        try: write_decision(decisions, id=row["id"], decision=verdict, modality=modality.value, **{c: t.value for c, t in words.items()})
+        except OSError as err: said.value = f"not written: {err}"; return
+        said.value = f"written: {verdict}"; tell(row["id"])
     buttons = [w.Button(description=d, layout=w.Layout(width="90px")) for d in ("accept", "reject")]
     for b in buttons: b.on_click(press)
-    picture = w.Image(value=(folder / row["image"]).read_bytes(), width=150)
+    file = folder / row["image"]
+    picture = w.Image(value=file.read_bytes(), width=150) if file.exists() else w.Label(f"{row['image']} is missing")
     return w.HBox([picture, w.VBox(list(words.values())), w.VBox([w.Label(f"figure {row['figure']} {row['panel']}"), modality, *buttons, said])])
 
 # %% ../nbs/04_atlas.ipynb #75b851b0

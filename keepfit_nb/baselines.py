@@ -8,7 +8,7 @@ __all__ = ['Settings', 'Supervised', 'train_supervised', 'class_probs', 'own_ans
 
 # %% ../nbs/13a_baselines.ipynb #63756bea
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np, pandas as pd, torch
@@ -44,7 +44,7 @@ class Settings(BaseModel, extra="forbid"):
 # %% ../nbs/13a_baselines.ipynb #e00aa92a
 class Supervised(nn.Module):
     "An image encoder with one linear head over category names. `model(batch)` gives the loss of a batch of chapter 13.1."
-    def __init__(self, encoder: ImageEncoder, names: list[str], columns: list[int] = (), augment: bool = True):
+    def __init__(self, encoder: ImageEncoder, names: list[str], columns: Sequence[int] = (), augment: bool = True):
         super().__init__()
         self.image_encoder = encoder.to(memory_format=torch.channels_last)                      # as KeepFIT: convolutions are faster so
         self.head, self.augment = nn.Linear(encoder.dim, len(names)), Augment()
@@ -90,10 +90,10 @@ def train_supervised(
 @kind("supervised", takes=("path", "pool"), seeded=True)
 def _supervised(spec: Spec, place: Place) -> Tower:
     "The trained encoder of `train_supervised`. `path: start` begins with the run's own first weights in place of random ones."
-    about = read_json(Path(place.folder or ".") / "classes.json")
+    folder = Path(place.folder or "."); about = read_json(folder / "classes.json")
     if about is None: raise FileNotFoundError(f"baseline {spec.name!r} has not been trained: run the stage 13a_baselines first")
     model = Supervised(build_image_encoder(place.encoders.model_copy(update=dict(image_pretrained="false")), place.size), about["names"])
-    fill(model, load_file(place.folder / "model.safetensors"), spec.name)
+    fill(model, load_file(folder / "model.safetensors"), spec.name)
     return Tower(model.image_encoder, own_lens(model.image_encoder.model, place.size), spec.pool)
 
 # %% ../nbs/13a_baselines.ipynb #b2247e50

@@ -183,7 +183,7 @@ def _call(self, step: int) -> dict:
         categories=torch.stack([self.labels[role][k] for role, k in chosen]),                     # (B, C) zeros and ones
         step=step, seed=self.seed, total=self.total)
 
-Batches.__call__ = _call
+Batches.__call__ = _call      # type: ignore[method-assign]
 
 # %% ../nbs/13.1_batches.ipynb #fdc11f47
 def caption_faults(

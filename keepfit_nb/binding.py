@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from .layout import CJK, Block, Box, Line, make_blocks, reading_order, union
-from .legends import clean_text, find_label, join_lines, plain, split_languages, split_parts
+from .legends import Label, clean_text, find_label, join_lines, plain, split_languages, split_parts
 from .scans import Page
 
 # %% ../nbs/04.5_binding.ipynb #977b4ac0
@@ -97,7 +97,7 @@ def find_legends(
 # %% ../nbs/04.5_binding.ipynb #f51b143f
 def _legend(page: int, blocks: list[Block], words: Collection[str]) -> Legend:
     "Blocks of a legend as one: label off, languages apart, lines joined, cleaned."
-    first = blocks[0].lines[0]; label = find_label(first.text)
+    first = blocks[0].lines[0]; label = find_label(first.text) or Label("figure", "", 0)
     begins = next(i for i in range(len(first.text) + 1) if len(plain(first.text[:i])) >= label.end)
     rows = [(first.text[begins:], first.zh)] + [(l.text, l.zh) for b in blocks for l in b.lines][1:]
     if len(rows) > 1 and len(re.sub(r"\W", "", rows[0][0])) < 8: rows[0] = rows[0][0], rows[1][1]
@@ -144,7 +144,7 @@ def _between(a: Box, b: Box, other: Box) -> bool:
     else:
         lo, hi = (a, b) if a[0] < b[0] else (b, a)
         gap = (lo[2], max(a[1], b[1]), hi[0], min(a[3], b[3]))
-    return bool(gap) and min(gap[2], other[2]) - max(gap[0], other[0]) > 4 and min(gap[3], other[3]) - max(gap[1], other[1]) > 4
+    return gap is not None and min(gap[2], other[2]) - max(gap[0], other[0]) > 4 and min(gap[3], other[3]) - max(gap[1], other[1]) > 4
 
 # %% ../nbs/04.5_binding.ipynb #dfe25568
 def groups_of(

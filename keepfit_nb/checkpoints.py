@@ -23,11 +23,11 @@ from .profiles import write_json
 # %% ../nbs/08.1_checkpoints.ipynb #a5f6019d
 def random_state() -> tuple[dict[str, Tensor], dict]:
     "State of all random generators of this process: tensors, and what fits into JSON."
-    version, words, gauss = random.getstate(); kind, keys, pos, has, cached = np.random.get_state()
+    version, words, gauss = random.getstate(); drawn = np.random.get_state(legacy=False)
     tensors = {"torch": torch.get_rng_state(), "python": torch.tensor(words, dtype=torch.int64),
-               "numpy": torch.from_numpy(keys.astype(np.int64))}
+               "numpy": torch.from_numpy(drawn["state"]["key"].astype(np.int64))}
     if torch.cuda.is_available() and torch.cuda.is_initialized(): tensors["cuda"] = torch.cuda.get_rng_state()
-    return tensors, dict(python=[version, gauss], numpy=[kind, int(pos), int(has), float(cached)])
+    return tensors, dict(python=[version, gauss], numpy=[drawn["bit_generator"], int(drawn["state"]["pos"]), int(drawn["has_gauss"]), float(drawn["gauss"])])
 
 def set_random_state(tensors: dict[str, Tensor], plain: dict) -> None:
     "Put back what `random_state` gave."
@@ -130,6 +130,7 @@ def load_checkpoint(
         if other: raise ValueError(f"{folder} holds a training with other settings ({'; '.join(other)}). "
                                    "Use another folder, or delete this one")
         return tensors, state
+    return None
 
 # %% ../nbs/08.1_checkpoints.ipynb #c6095c57
 @contextlib.contextmanager
@@ -178,9 +179,9 @@ def read_curves(folder: Path):   # → pandas.DataFrame, a row for every `log_ev
     "curves.jsonl of a training folder; a last line that was cut by a crash is dropped."
     import pandas as pd
     path, rows = Path(folder) / "curves.jsonl", []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         with contextlib.suppress(json.JSONDecodeError): rows.append(json.loads(line))
-    return pd.DataFrame(rows)
+    return pd.DataFrame([r for r in rows if isinstance(r, dict) and "step" in r])
 
 def cut_curves(folder: Path, step: int) -> None:
     "Forget rows after `step`."
@@ -209,7 +210,8 @@ class Boards:
 
     def __call__(self, row: dict) -> None:
         numbers = {k: v for k, v in row.items() if k != "step"}
-        for k, v in numbers.items() if self.board else (): self.board.add_scalar(k, v, row["step"])
+        for k, v in numbers.items():
+            if self.board is not None: self.board.add_scalar(k, v, row["step"])
         if self.wandb: self.wandb.log(numbers, step=row["step"])
 
     def close(self) -> None:

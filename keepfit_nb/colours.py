@@ -12,6 +12,7 @@ __all__ = ['SMALL', 'DEEP', 'SURFACE', 'MEDIA', 'box', 'blend', 'stain', 'Scene'
 # %% ../nbs/03a.2_colours.ipynb #eb5ca19b
 import math
 from functools import cached_property
+from typing import Any
 
 import cv2, numpy as np
 
@@ -68,7 +69,7 @@ def paints(layer, *kinds):
     return register
 
 def paint(
-    s: Scene,
+    s: Any,         # a Scene, or another camera's (chapter 03b)
     layer: dict,    # DEEP, SURFACE or MEDIA
 ) -> None:
     "Paint all of an eye's lesions that belong to a layer."

@@ -29,7 +29,7 @@ def flat(value, prefix: str = "") -> dict:
     if not isinstance(value, dict) or (not value and prefix): return {prefix: value}
     return {k: v for key, part in value.items() for k, v in flat(part, f"{prefix}.{key}" if prefix else str(key)).items()}
 
-def differences(a: dict, b: dict) -> dict[str, list]:
+def differences(a: dict | None, b: dict | None) -> dict[str, list]:
     "`name: [before, after]` of everything that is not the same in two flat or nested dictionaries; None where one lacks it."
     a, b = flat(a or {}), flat(b or {})
     return {k: [a.get(k), b.get(k)] for k in sorted(a.keys() | b.keys()) if k not in a or k not in b or not _same(a[k], b[k])}
@@ -88,7 +88,7 @@ def compare_runs(a: str | Path, b: str | Path) -> dict:
     head = lambda r: dict(run=r.get("run"), profile=r.get("profile"), status=r.get("status"), commit=r.get("commit"), dirty=r.get("dirty"), started=r.get("started"))
     (mx, tx), (my, ty) = metrics_of(x), metrics_of(y)
     times = {n: [x["chapters"][n].get("seconds"), y["chapters"][n].get("seconds")] for n in x["chapters"] if n in y["chapters"]}
-    found = dict(before=head(x), after=head(y), code=differences(x.get("code"), y.get("code")),
+    found: dict = dict(before=head(x), after=head(y), code=differences(x.get("code"), y.get("code")),
                  data=differences(x.get("data"), y.get("data")) | differences(read_data(x["folder"]), read_data(y["folder"])),
                  parameters=differences(x.get("parameters"), y.get("parameters")) | differences(dict(seed=x.get("seed")), dict(seed=y.get("seed"))),
                  versions=differences(dict(x.get("versions") or {}, device=x.get("device"), cores=x.get("cores")), dict(y.get("versions") or {}, device=y.get("device"), cores=y.get("cores"))),

@@ -30,11 +30,11 @@ def stage_grids(
 ) -> tuple[Tensor, list[Tensor]]:   # pooled (B, D) as `encoder(x)` gives it; one grid (B, rows, columns, D_s) a stage
     "One pass, several grids. A stage that does not exist is a ValueError; models that show only their last stage give that one (ours)."
     if list(stages) == [-1] or not hasattr(encoder.model, "forward_intermediates"):
-        if list(stages) != [-1]: raise ValueError(f"{type(encoder.model).__name__} shows its last grid only: set decoder.stages to [-1]")
+        if list(stages) != [-1]: raise ValueError(f"{type(encoder.model).__name__} shows its last grid only: set caption.stages to [-1]")
         pooled, grid = encoder.forward_grid(x)
         return pooled, [grid]
     depth = len(encoder.model.feature_info)
-    if not all(-depth <= s < depth for s in stages): raise ValueError(f"decoder.stages {list(stages)}: this encoder has stages {-depth} to {depth - 1}")
+    if not all(-depth <= s < depth for s in stages): raise ValueError(f"caption.stages {list(stages)}: this encoder has stages {-depth} to {depth - 1}")
     order = sorted({s % depth for s in stages})
     features, between = encoder.model.forward_intermediates(x, indices=order, output_fmt="NCHW")
     found = dict(zip(order, between))
@@ -84,7 +84,7 @@ class PatchMemory(nn.Module):
 STRATEGIES = ("greedy", "beam", "nucleus")
 
 class Settings(BaseModel, extra="forbid"):
-    "Section `decoder` of a profile."
+    "`pretraining.caption` of a profile."
     width: int = Field(128, ge=8)                # of the states; divisible by heads and by 4
     layers: int = Field(2, ge=1)
     heads: int = Field(4, ge=1)
@@ -98,7 +98,7 @@ class Settings(BaseModel, extra="forbid"):
 
     @model_validator(mode="after")
     def _divides(self):
-        if self.width % self.heads or self.width % 4: raise ValueError(f"decoder.width {self.width} must be divisible by 4 and by heads {self.heads}")
+        if self.width % self.heads or self.width % 4: raise ValueError(f"caption.width {self.width} must be divisible by 4 and by heads {self.heads}")
         return self
 
 # %% ../nbs/12.1_decoder.ipynb #6488bd50
@@ -117,7 +117,7 @@ class CaptionDecoder(nn.Module):
         if None in (start, end, tokenizer.pad_token_id): raise ValueError("the tokenizer needs a padding token and signs for begin and end (CLS and SEP, or BOS and EOS)")
         self.config = GPT2Config(vocab_size=len(tokenizer), n_positions=s.max_tokens, n_embd=s.width, n_layer=s.layers, n_head=s.heads,
                                  resid_pdrop=s.dropout, embd_pdrop=s.dropout, attn_pdrop=s.dropout, add_cross_attention=True, tie_word_embeddings=True,
-                                 bos_token_id=start, eos_token_id=end, attn_implementation="eager",
+                                 bos_token_id=start, eos_token_id=end, attn_implementation="eager",      # type: ignore[call-arg]
                                  initializer_range=.02 * (768 / s.width) ** .5)          # GPT-2's .02 is for width 768
         self.lm, self.memory = GPT2LMHeadModel(self.config), PatchMemory([dims] if isinstance(dims, int) else dims, s.width)
         self._warned = False

@@ -283,13 +283,15 @@ def _myelin(rng, base, facts):
 
 def _myopia(rng, base, facts):
     width = rng.uniform(1.0, 1.35) if facts["crescent"] == "wide" else rng.uniform(.3, .42)
-    return [Lesion("crescent", *base["disc"], float(base["disc_radius"] * width), 1., math.pi)]
+    x, y = base["disc"]
+    return [Lesion("crescent", x, y, float(base["disc_radius"] * width), 1., math.pi)]
 
 def _pigmentosa(rng, base, facts):
     centre = rng.uniform(.4, .46) if facts["preserved centre"] == "wide" else rng.uniform(.15, .2)
     n = rng.integers(60, 85) if facts["bone spicules"] == "dense" else rng.integers(14, 22)
     ring = scatter(rng, n, base, gap=.06, keep=lambda x, y: np.hypot(x - base["fovea"][0], y - base["fovea"][1]) > .52)
-    return [Lesion("photoreceptor loss", *base["fovea"], float(centre), 1.)] + spread(rng, "bone spicule", ring, (.03, .048), angle=_any_way(rng))
+    x, y = base["fovea"]
+    return [Lesion("photoreceptor loss", x, y, float(centre), 1.)] + spread(rng, "bone spicule", ring, (.03, .048), angle=_any_way(rng))
 
 # %% ../nbs/03.3_disease.ipynb #eeffb18d
 def _detached(rng, base, facts):        # from the temple's side, where most tears are

@@ -6,7 +6,7 @@
 __all__ = ['CHUNK', 'sha256_of', 'download', 'unpack', 'slug', 'fetch', 'unpack_beside']
 
 # %% ../nbs/05.5_download.ipynb #b1727922
-import hashlib, os, re, shutil, tarfile, time, zipfile
+import hashlib, os, re, shutil, tarfile, time, zipfile, zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
@@ -90,7 +90,7 @@ def download(
             except ValueError as e: _forget(part); raise ValueError(f"{urlsplit(url).netloc or url[:40]}: {e}") from None
             except requests.HTTPError as e:
                 problem = str(e)
-                if e.response.status_code < 500: _forget(part); raise ValueError(f"{urlsplit(url).netloc} answered {e}: {_meaning(e.response.status_code)}") from None
+                if e.response is not None and e.response.status_code < 500: _forget(part); raise ValueError(f"{urlsplit(url).netloc} answered {e}: {_meaning(e.response.status_code)}") from None
             except (requests.RequestException, OSError) as e: problem = f"{type(e).__name__}"
             time.sleep(min(.1 * 2**attempt, 10))
         else: raise OSError(f"{urlsplit(url).netloc}: {problem}, {tries} times; what came is kept, so fetch again to go on")
@@ -131,9 +131,9 @@ def _members(archive: Path) -> Iterator[tuple[str, int, Callable]]:
                 if not info.is_dir(): yield info.filename, info.compress_size, lambda i=info: z.open(i)
     elif tarfile.is_tarfile(archive):
         with tarfile.open(archive) as t:
-            for info in t:
-                if not (info.isfile() or info.isdir()): raise ValueError(f"a member is a link or a device: {info.name[:60]!r}")
-                if info.isfile(): yield info.name, 0, lambda i=info: t.extractfile(i)
+            for entry in t:
+                if not (entry.isfile() or entry.isdir()): raise ValueError(f"a member is a link or a device: {entry.name[:60]!r}")
+                if entry.isfile(): yield entry.name, 0, lambda i=entry: t.extractfile(i)
     else: raise ValueError("neither a ZIP nor a TAR")
 
 # %% ../nbs/05.5_download.ipynb #ec4021de
@@ -159,8 +159,9 @@ def unpack(
                 while piece := source.read(CHUNK):
                     f.write(piece); size += len(piece)
                     if size > max_bytes or (size > 1e8 and size > max_ratio * packed): raise ValueError(f"it unpacks to more than {size:,} bytes from {packed:,}: a bomb?")
-        folder.exists() and folder.rmdir(); os.replace(part, folder)
-    except (ValueError, OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, tarfile.TarError, zipfile.zlib.error) as e:
+        if folder.exists(): folder.rmdir()
+        os.replace(part, folder)
+    except (ValueError, OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, tarfile.TarError, zlib.error) as e:
         shutil.rmtree(part, ignore_errors=True)
         raise ValueError(f"'{archive.name}' was not unpacked: {e}") from None
     return {"files": files, "bytes": size}

@@ -58,6 +58,8 @@ def _column(x) -> pa.Array:
 
 class EmbeddingWriter:
     "A file of embeddings, written in row groups; it appears under its name when the `with` block ends well, or not at all."
+    file: pq.ParquetWriter | None      # opened with the first group
+
     def __init__(self, path: Path, fingerprint: str, group: int = GROUP):
         self.path, self.fingerprint, self.group, self.n = Path(path), fingerprint, group, 0
         self.path.parent.mkdir(parents=True, exist_ok=True)

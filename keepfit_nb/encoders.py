@@ -9,6 +9,7 @@ __all__ = ['KNOWN', 'SHAPE', 'Settings', 'to_grid', 'ImageEncoder', 'timm_model'
 
 # %% ../nbs/07_encoders.ipynb #4ed4964c
 import json, re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +18,7 @@ from fastcore.basics import patch
 from pydantic import BaseModel, Field, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from .frugal import freeze, frozen_modules, image_groups, low_rank, save_memory, text_groups
@@ -29,10 +30,10 @@ from .words import train_tokenizer, vocabulary_texts
 class Settings(BaseModel, extra="forbid"):
     "Section `encoders` of a profile. The defaults are a toy that trains on a CPU."
     image_model: str = "resnet10t"                 # any timm model
-    image_pretrained: str | bool = "false"         # auto | true | false | path of a weight file or a folder with one
+    image_pretrained: str = "false"                # auto | true | false | path of a weight file or a folder with one
     image_tweaks: list[Literal["stride_in_1x1", "norm_eps_1e-3"]] = []   # ResNets trained by other libraries
     text_model: str = "tiny"                       # tiny | hub id | folder of a transformers model
-    text_pretrained: str | bool = "false"          # auto | true | false | folder of a transformers model | weight file
+    text_pretrained: str = "false"                 # auto | true | false | folder of a transformers model | weight file
     text_width: int = Field(128, ge=8)             # tiny only: hidden size
     text_layers: int = Field(2, ge=1)              # tiny only
     text_heads: int = Field(4, ge=1)               # tiny only
@@ -54,7 +55,7 @@ class Settings(BaseModel, extra="forbid"):
         if not timm.is_model(name) and ":" not in name: raise ValueError(nearest(name, timm.list_models(), "image model"))
         return name
 
-    @field_validator("image_pretrained", "text_pretrained")
+    @field_validator("image_pretrained", "text_pretrained", mode="before")
     @classmethod
     def _word(cls, value) -> str:                  # YAML's true/false and the words are the same thing
         return str(value).lower() if str(value).lower() in ("auto", "true", "false") else str(value)
@@ -63,7 +64,7 @@ class Settings(BaseModel, extra="forbid"):
 def to_grid(
     features: Tensor,          # what timm's forward_features gave: (B, C, r, c), (B, r, c, C) or (B, prefix + r·c, C)
     model: nn.Module,          # the timm model it came from
-    size: tuple[int, int],     # (height, width) of the images, in pixels
+    size: Sequence[int],       # (height, width) of the images, in pixels
 ) -> Tensor:                   # (B, rows, columns, C)
     "The patch grid of any timm model, prefix tokens dropped."
     if features.ndim == 4:
@@ -139,7 +140,7 @@ def timm_model(
     raise ValueError(f"image model {name!r} cannot be built without a classifier")
 
 # %% ../nbs/07_encoders.ipynb #aa07e7dd
-def tweak(model: nn.Module, tweaks: list[str]) -> nn.Module:
+def tweak(model: nn.Module, tweaks: Sequence[str]) -> nn.Module:
     "Small differences between libraries' ResNets: the stride sits in the first 1×1 convolution; a larger epsilon in the norms."
     for name, module in model.named_modules():
         if "stride_in_1x1" in tweaks and name in ("layer2.0", "layer3.0", "layer4.0"):
@@ -181,10 +182,10 @@ def masked_mean(
 # %% ../nbs/07_encoders.ipynb #36eeb142
 class TextEncoder(nn.Module):
     "A transformers model with masked mean pooling. `dim` is the length of a text's vector."
-    def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerFast, max_tokens: int = 64,
+    def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, max_tokens: int = 64,
                  states: tuple[int, ...] = (-1,)):       # hidden layers to average
         super().__init__()
-        if getattr(model, "pooler", None) is not None: model.pooler = None
+        if getattr(model, "pooler", None) is not None: model.register_module("pooler", None)
         self.model, self.tokenizer, self.max_tokens, self.states = model, tokenizer, max_tokens, tuple(states)
         self.dim, depth = model.config.hidden_size, model.config.num_hidden_layers
         if not all(-depth - 1 <= s <= depth for s in states):
@@ -209,7 +210,7 @@ class TextEncoder(nn.Module):
         return masked_mean(*self.token_states(texts))
 
 # %% ../nbs/07_encoders.ipynb #ec10fdab
-KNOWN = {   # published architectures of the text models our profiles name
+KNOWN: dict[str, dict] = {   # published architectures of the text models our profiles name
     "emilyalsentzer/Bio_ClinicalBERT": dict(
         vocab_size=28996, hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072),
     "sentence-transformers/all-MiniLM-L6-v2": dict(
@@ -263,7 +264,7 @@ def text_config(
 def make_tokenizer(
     settings: Settings,            # section `encoders`
     texts: list[str],              # to learn from, when we train it
-) -> tuple[PreTrainedTokenizerFast, str]:     # and where it comes from
+) -> tuple[PreTrainedTokenizerBase, str]:     # and where it comes from
     "The tokenizer that belongs to the text model: its own when it has one in reach, one trained on `texts` otherwise."
     name, mode = settings.text_model, settings.text_pretrained
     place = text_folder(mode) if is_path(mode) and not is_file(mode) else expand(name) if name != "tiny" and expand(name).is_dir() else None
@@ -302,7 +303,8 @@ def text_weights(settings: Settings) -> nn.Module | None:
     try:
         with hub_or_cache() as local: return pretrained_text(expand(name) if expand(name).is_dir() else name, local)
     except OSError as err:
-        return out_of_reach(f"weights of text model {name!r}", mode, err, "Set encoders.text_pretrained to a local folder.")
+        out_of_reach(f"weights of text model {name!r}", mode, err, "Set encoders.text_pretrained to a local folder.")
+        return None
 
 # %% ../nbs/07_encoders.ipynb #ea2d3970
 def build_text_encoder(

@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['IMAGE', 'WORDS', 'MANY', 'QUESTION_COLUMNS', 'SCORES', 'METRIC_NAMES', 'prepared', 'eyes_for', 'lesion_sentence',
            'place', 'other_than', 'questions_for', 'look', 'centre_heat', 'mean_interval', 'where_rows', 'gain_rows',
-           'retrieved', 'flat_map', 'show_map', 'worst_failures', 'show_failure', 'browse', 'Settings', 'point',
-           'look_up', 'map_of', 'build']
+           'retrieved', 'flat_map', 'show_map', 'worst_failures', 'show_failure', 'Settings', 'point', 'look_up',
+           'map_of', 'build']
 
 # %% ../nbs/19_explain.ipynb #19230ccb
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -24,7 +23,7 @@ from .evaluation import Bench, ResultRow, interval, resample, write_table
 from .eye import DISEASES, LESIONS, sample_eye, visible_diseases
 from .knowledge import canonical, prompts
 from .profiles import MODALITIES, nearest, open_run, stage
-from .saliency import chance, heats, near, overlap, pointing, show_heat
+from .saliency import Method, chance, heats, near, overlap, pointing, show_heat
 from .speech import phase_of
 
 # %% ../nbs/19_explain.ipynb #eda5438d
@@ -119,7 +118,7 @@ def look(
     model,                     # anything that `heats` takes
     eyes: list[dict],
     questions: pd.DataFrame,   # of `questions_for`
-    method: str = "auto",
+    method: Method = "auto",
     cells: int = 7,
     tolerance: float = 15 / 224,
     batch_size: int = 64,
@@ -267,11 +266,11 @@ def worst_failures(
     from keepfit_nb.zero_shot import task_sentences
     wrong = predictions[(predictions.model == model) & (predictions.protocol == protocol) & (predictions.label != predictions.predicted) & (predictions.kind != "fine")]
     wrong = wrong.sort_values(["probability", "row"], ascending=[False, True]).drop_duplicates("row").head(n)
-    said = {t: dict(zip(tasks[t].names, [s[0] for s in task_sentences(tasks[t], "plain")])) for t in wrong.task.unique()}
+    said = {t: dict(zip(tasks[t].names, [s[0] for s in task_sentences(tasks[t], "plain") or []])) for t in wrong.task.unique()}
     columns = ["row", "set", "task", "modality", "label", "predicted", "probability", "model", "seed"]
     return wrong[columns].assign(asked=[said[t][p] for t, p in zip(wrong.task, wrong.predicted)], right=[said[t][c] for t, c in zip(wrong.task, wrong.label)]).reset_index(drop=True)
 
-def show_failure(model, cache, failure: dict, method: str = "auto", cells: int = 7):
+def show_failure(model, cache, failure: dict, method: Method = "auto", cells: int = 7):
     "One mistake: the picture, heat of what the model said, heat of what was true. Returns the figure."
     import matplotlib.pyplot as plt
     image = cache.batch([failure["row"]])
@@ -282,35 +281,11 @@ def show_failure(model, cache, failure: dict, method: str = "auto", cells: int =
     show_heat(axes[2], image[0], b, title=f"true:\n{failure['label']}")
     return fig
 
-# %% ../nbs/19_explain.ipynb #79b3ba5c
-def browse(
-    draw: Callable,                  # gets one value for each choice, returns a matplotlib figure
-    interactive: bool | None = None, # None: as someone is there or not
-    few: int = 3,                    # figures when nobody is
-    **choices,                       # name = a list, a {label: value}, or a text that may be changed
-):                                   # a widget, or the list of figures
-    "Menus in JupyterLab, static figures elsewhere. ValueError: nothing to choose from."
-    import matplotlib.pyplot as plt
-    if not choices or any(len(c) == 0 for c in choices.values()): raise ValueError("nothing to choose from: the list is empty")
-    if interactive is None:
-        from keepfit_nb.atlas import someone_is_here
-        interactive = someone_is_here()
-    values = {k: [c] if isinstance(c, str) else list(c.values()) if isinstance(c, dict) else list(c) for k, c in choices.items()}
-    if not interactive:
-        first, rest = next(iter(values)), {k: v[0] for k, v in values.items()}
-        figures = [draw(**rest | {first: v}) for v in values[first][:few]]
-        plt.show(); return figures
-    import ipywidgets as w
-    pick = {k: w.Text(c, continuous_update=False, description=k) if isinstance(c, str) else
-            w.Dropdown(options=list(c.items()) if isinstance(c, dict) else [(str(v), v) for v in c], description=k) for k, c in choices.items()}
-    def again(**chosen): draw(**chosen); plt.show()
-    return w.VBox([w.HBox(list(pick.values())), w.interactive_output(again, pick)])
-
 # %% ../nbs/19_explain.ipynb #9653f066
 class Settings(BaseModel, extra="forbid"):
     "Section `explain` of a profile."
     eyes: int = Field(60, ge=0)                     # new simulated eyes a modality; 0: no pointing game
-    method: Literal["auto", "gradcam", "attention", "similarity", "occlusion"] = "auto"
+    method: Method = "auto"
     cells: int = Field(7, ge=1)                     # least cells a side of the map
     tolerance: float = Field(15 / 224, ge=0, lt=1)  # of a side, as published
     smallest: int = Field(3, ge=1)                  # pixels of a mask
@@ -370,7 +345,7 @@ def look_up(run, bench: Bench, name: str, seed: int, model, cache, settings: Set
     return rows, pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 # %% ../nbs/19_explain.ipynb #b6560863
-def map_of(bench: Bench, name: str, seed: int, how: str) -> pd.DataFrame:
+def map_of(bench: Bench, name: str, seed: int, how: Literal["auto", "pca", "umap"]) -> pd.DataFrame:
     "Coordinates of all test images of one model, with set, modality and category."
     records = [r for r in bench.records if r["split"] == "test"]
     kept = bench.embeddings(name, seed); features = kept.of([r["row"] for r in records], "projected" if "projected" in kept.dims else "unprojected")      # no words, no projection

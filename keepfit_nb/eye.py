@@ -34,10 +34,10 @@ class Eye:
     diseases: tuple      # names, the main one first
     facts: dict          # fact -> value, the truth behind captions and fine tasks
     lesions: tuple       # of Lesion
-    disc: tuple          # (x, y) of the optic disc's centre
+    disc: tuple[float, float]    # (x, y) of the optic disc's centre
     disc_radius: float
     cup_ratio: float     # cup diameter / disc diameter, vertically
-    fovea: tuple         # (x, y)
+    fovea: tuple[float, float]   # (x, y)
     pigmentation: float; exposure: float; hue: float     # nuisances, all 0..1, drawn before the disease is known
     blur: float; vignette: float; noise: float
     notch: float = 0.            # where the rim is thinned: -1 above .. 1 below (glaucoma)
@@ -65,7 +65,7 @@ def mirror(base: dict, lesions: list) -> tuple:
 def sample_eye(
     seed: int,            # the same seed is the same eye, to the last vessel
     disease=None,         # a key of DISEASES, a tuple of keys (first = main); None draws one
-    facts: dict = None,   # facts to fix, e.g. {"microaneurysms": "few"}; the others are drawn
+    facts: dict | None = None,   # facts to fix, e.g. {"microaneurysms": "few"}; the others are drawn
 ) -> Eye:                 # latents of one eye
     "Draw an eye. Anatomy, nuisances and each disease have streams of their own. ValueError: unknown name, impossible company or facts."
     names = as_diseases(list(DISEASES)[int(stream(seed, "disease").integers(len(DISEASES)))] if disease is None else disease)

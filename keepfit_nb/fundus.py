@@ -11,6 +11,7 @@ __all__ = ['QUANTILES', 'TINTS', 'GROUND', 'FLARES', 'FIELDS', 'STUDY', 'tint', 
 import math
 from dataclasses import replace
 from statistics import NormalDist
+from typing import Any
 
 import cv2, numpy as np
 from pydantic import BaseModel
@@ -63,7 +64,7 @@ def artefacts(s: Scene, r) -> None:
     for k, mean in enumerate(s.img[:, s.rad < .8].mean(1)): s.img[k] = mean + clarity * (s.img[k] - mean)
 
 # %% ../nbs/03a_fundus.ipynb #306fccd2
-def aperture(s: Scene, r) -> np.ndarray:
+def aperture(s: Any, r) -> np.ndarray:
     "The window of the camera, (size, size), 0..1: a disc, cut flat above and below in a third of the cameras, with a notch in another."
     flat, cut, notch, right = r.random() < .35, r.uniform(.82, .95), r.random() < .3, r.choice([-1, 1])
     field = edge(s.rad, 1 - 1 / s.size, s.size, .01)
@@ -125,7 +126,7 @@ def eye_set(
     n: int,            # how many eyes
     size: int,         # pixels
     first: int,        # first seed; train and test sets take seeds that do not meet
-    task: tuple = None,# (disease, fact) for a fine question; None: which disease?
+    task: tuple | None = None,# (disease, fact) for a fine question; None: which disease?
 ) -> tuple:            # uint8 (n, 3, size, size), int64 (n,)
     "Images with labels, classes in turn, every eye another seed."
     if task: disease, fact = task; classes = [(disease, {fact: v}) for v in DISEASES[disease].facts[fact]]
@@ -179,7 +180,7 @@ def learnability(
     render, modality: str,   # a camera, and which diseases to ask about
     n_train: int, n_test: int, size: int, steps: int,
     seed=0,                  # other eyes, other start
-    task: tuple = None,      # (disease, fact), or None for "which disease?"
+    task: tuple | None = None,      # (disease, fact), or None for "which disease?"
 ) -> dict:                   # aca_cnn, aca_histogram: average class accuracies on held-out eyes; chance
     "How much of the truth is in shapes (a CNN sees them), how much in mere colours (a histogram sees no more)? Ours."
     from sklearn.linear_model import LogisticRegression

@@ -164,7 +164,7 @@ def _clean_lists(raw: list, column: str) -> tuple[list[list[str]], list[str]]:
 # %% ../nbs/02.3_gate.ipynb #6e21d74b
 def _cleaned(df: pd.DataFrame, gate: _Gate) -> pd.DataFrame:
     "Every column present, stripped and of its type. What cannot be is refused, and left empty: later steps never meet it."
-    out, number = {}, lambda x: str(x) if isinstance(x, (int, np.integer, Path)) and not isinstance(x, bool) else x
+    out: dict[str, list] = {}; number = lambda x: str(x) if isinstance(x, (int, np.integer, Path)) and not isinstance(x, bool) else x
     for c in COLUMNS:
         if c not in df: out[c] = [[] for _ in range(len(df))] if c in LISTS else [""] * len(df); continue
         raw = list(map(number, df[c])) if c in ("patient", "image") else list(df[c])

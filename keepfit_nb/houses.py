@@ -62,7 +62,7 @@ class Template(Paper, extra="forbid", frozen=True):
 
 # %% ../nbs/03f.3_houses.ipynb #6495df83
 OCTAVO, SQUARE = (498.9, 708.7), (612., 612.)
-TUNING = (
+TUNING: tuple[Template, ...] = (
     Template(name="English monograph", hyphenate=True, justify=True, marks=("comma", "parenthesis", "colon"),
              looks=(Look(), Look(gutter=2, whole=True), Look(letters="over", gutter=6))),
     Template(name="Chinese handbook", language="zh", latin="helvetica", page=(538.6, 751.2), body=10.5, small=9,
@@ -92,7 +92,7 @@ TUNING += (
 )
 
 # %% ../nbs/03f.3_houses.ipynb #10cfc669
-HELDOUT = (
+HELDOUT: tuple[Template, ...] = (
     Template(name="American monograph", page=(504., 720.), margins=(60, 58, 54, 54), latin="stix", body=10.5, small=9,
              hyphenate=True, justify=True, ligatures=True, label="Figure {c}.{n}",
              marks=("parenthesis", "small", "comma"), places=("under", "under", "above"),
@@ -144,7 +144,7 @@ def full_width(text: str) -> str:
 
 def number_of(label: str, chapter: int, n: int) -> str:
     "The figure's number in a label: `Fig. 3.12:` → 3.12"
-    return re.search(r"[\d]+(?:[-.–]\d+)?", label.format(c=chapter, n=n))[0]
+    return re.findall(r"[\d]+(?:[-.–]\d+)?", label.format(c=chapter, n=n))[0]
 
 # %% ../nbs/03f.3_houses.ipynb #99ba4880
 class Story:
@@ -196,8 +196,8 @@ def with_extras(template: Template, chapter: int, language: str):
         label = (template.label_zh if language == "zh" else template.label).format(c=chapter, n=int(r.integers(1, 9))).strip(".:")
         more = f"[{r.integers(1, 60)}]" if r.random() < .5 else (f"（见{label}）" if language == "zh" else f"(see {label})")
         space = "" if language == "zh" else " "
-        stop = re.search(r"[.。]?$", part)
-        return part[:stop.start()] + space + more + part[stop.start():]
+        stop = len(part) - part.endswith((".", "。"))
+        return part[:stop] + space + more + part[stop:]
     return extra
 
 def caption_spans(template: Template, captions: dict[str, Caption]) -> list[list[tuple[str, str]]]:

@@ -130,7 +130,7 @@ def finish(self: JpegStore) -> None:
     os.replace(self.marks, self.folder / "index.npy"); os.replace(self.part, self.folder / "images.bin")
     (self.folder / "part.json").unlink(missing_ok=True)
 
-STORES = {"raw": RawStore, "jpeg": JpegStore}
+STORES: dict[str, type[RawStore] | type[JpegStore]] = {"raw": RawStore, "jpeg": JpegStore}
 LEFT_BY = {"raw": ("images.bin", "index.npy", "images.part.bin", "index.part.npy", "part.json"), "jpeg": ("images.npy", "images.part.npy", "done.npy")}
 
 def open_store(folder: Path, n: int, settings: Settings) -> RawStore | JpegStore:
@@ -290,7 +290,7 @@ class ImageCache:
     def __repr__(self): return f"ImageCache({len(self)} pictures of {self.size} px)"
 
 # %% ../nbs/06_images.ipynb #078ce7bf
-def to_device(batch, device: torch.device, pin: bool = False):
+def to_device(batch, device: torch.device | None, pin: bool = False):
     "Every tensor in nested dicts, lists and tuples: pinned on the host (`pin`), or moved to the device without waiting."
     if isinstance(batch, Tensor): return batch.pin_memory() if pin else batch.to(device, non_blocking=True)
     if isinstance(batch, dict): return {k: to_device(v, device, pin) for k, v in batch.items()}
@@ -299,11 +299,16 @@ def to_device(batch, device: torch.device, pin: bool = False):
 
 class Prefetcher:
     "`batches(step)`, computed a few steps ahead by one thread. Iterate over it, or call it with a step as you would call `batches`."
+    _halt: threading.Event | None
+    _thread: threading.Thread
+    _ready: queue.Queue
+    step: int                      # of the batch that comes next
+
     def __init__(self, batches: Callable, start: int = 0, stop: int | None = None, ahead: int = 2, device=None):
         if ahead < 1: raise ValueError(f"ahead is {ahead}: prefetching needs at least 1 batch ahead; to do without, call batches(step) itself")
         self.batches, self.stop, self.ahead = batches, stop, ahead
         self.device = torch.device(device) if device is not None else None
-        self.waited, self.begun, self._halt, self._thread = 0., time.perf_counter(), None, None     # seconds spent waiting
+        self.waited, self.begun, self._halt = 0., time.perf_counter(), None     # seconds spent waiting
         self._begin(start)
 
     def __getattr__(self, name):                                   # everything else (`steps_per_epoch`, …) is the batches' own
@@ -337,8 +342,9 @@ def _begin(self: Prefetcher, start: int) -> None:
 @patch
 def close(self: Prefetcher) -> None:
     "Stop the thread; safe to call twice."
-    if self.__dict__.get("_halt") is None: return
-    self._halt.set(); self._thread.join(timeout=60); self._halt = None
+    halt = self.__dict__.get("_halt")
+    if halt is None: return
+    halt.set(); self._thread.join(timeout=60); self._halt = None
 
 # %% ../nbs/06_images.ipynb #df3c34c0
 @patch

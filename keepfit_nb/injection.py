@@ -89,7 +89,7 @@ def shares(self,
     "Who speaks for whom, and how much the whole-image view was trusted."
     s = self.settings
     look = {"image": keys["image"], "text": keys["text"], "both": F.normalize(keys["image"] + keys["text"], dim=-1)}[s.keys]
-    semantic = self.semantic(query, look, allowed) if s.semantic else None
+    if s.semantic: semantic = self.semantic(query, look, allowed)
     if not s.appearance: return semantic, torch.ones_like(query[:, :1])
     if patches is None or "patches" not in keys: raise ValueError("appearance: true needs `patches` of public and elite images, (B, N, d) unit vectors")
     appearance = self.appearance(patches, keys["patches"], allowed, weights)

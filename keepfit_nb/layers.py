@@ -86,11 +86,11 @@ class Scan:
     wrinkle: np.ndarray | float = 0.        # folds of the inner surface
     shadow: dict = field(default_factory=dict)   # layer → optical depth added at its top
     things: list = field(default_factory=list)   # small things: (kind, x, height in the retina 0-1, half width, half height, brightness)
-    hole: tuple | None = None       # full-thickness hole: (x0, half width, flare)
-    film: tuple | None = None       # epiretinal membrane: (gap to the retina, present 0-1)
+    hole: tuple = ()                # full-thickness hole: (x0, half width, flare)
+    film: tuple = ()                # epiretinal membrane: (gap to the retina, present 0-1)
     marks: dict = field(default_factory=dict)    # lesion kind → (first layer, last layer, columns (n,) bool)
-    tops: np.ndarray | None = None  # (14, n) depth of the top of each layer, filled in by settle
-    bruch: np.ndarray | None = None # (n,) depth of Bruch's membrane
+    tops: np.ndarray = field(init=False, repr=False)    # (14, n) depth of the top of each layer, filled in by settle
+    bruch: np.ndarray = field(init=False, repr=False)   # (n,) depth of Bruch's membrane
     mm = property(lambda s: float(s.x[1] - s.x[0]))                  # millimetres per column
     um = property(lambda s: float(s.depth[1, 0] - s.depth[0, 0]))    # micrometres per row
     def column(self, x: float) -> int: return int(np.clip(round((x - self.x[0]) / self.mm), 0, len(self.x) - 1))
@@ -226,8 +226,8 @@ def crossings(
         for i in np.flatnonzero((y[1:] > 0) != (y[:-1] > 0)):
             at = (x[i] - (x[i + 1] - x[i]) * y[i] / (y[i + 1] - y[i])) * MM
             out.append((max(float(v.calibre[i]) / 2 * MM * .8, .022), float(at)))
-    torn = lambda u: scan.hole is not None and abs(u - scan.hole[0]) < 2.2 * scan.hole[1]
-    at_disc = lambda u: np.ndim(scan.opening) and scan.opening[scan.column(u)] > .5
+    torn = lambda u: scan.hole and abs(u - scan.hole[0]) < 2.2 * scan.hole[1]
+    at_disc = lambda u: np.ndim(scan.opening) and np.asarray(scan.opening)[scan.column(u)] > .5
     return [(u, w) for w, u in sorted(out, reverse=True) if scan.x[0] < u < scan.x[-1] and not at_disc(u) and not torn(u)][:14]
 
 def add_shadows(scan: Scan, image: np.ndarray) -> None:
@@ -274,7 +274,7 @@ def add_choroid(scan: Scan, image: np.ndarray) -> None:
     deep = np.clip(below, 0, None)
     part *= np.where(below > 0, np.float32(1.1 - .24 * s.eye.pigmentation), np.float32(1)) * np.exp(-deep * np.float32(1 / nu.reach))
     if np.any(s.transmission):
-        part += np.clip(below / 12, 0, 1) * np.exp(-deep * np.float32(1 / 500)) * (.36 * s.transmission).astype(np.float32)
+        part += np.clip(below / 12, 0, 1) * np.exp(-deep * np.float32(1 / 500)) * np.float32(.36 * s.transmission)
 
 # %% ../nbs/03c.1_layers.ipynb #a99ee5f7
 def speckle(
@@ -286,7 +286,7 @@ def speckle(
     grain, snow = r.standard_gamma(nu.looks, (256, 256), dtype=np.float32) / nu.looks, r.standard_exponential((256, 256), dtype=np.float32)
     if n != 256:
         how = cv2.INTER_AREA if n < 256 else cv2.INTER_LINEAR
-        grain, snow = (cv2.resize(a, (n, n), interpolation=how) for a in (grain, snow))
+        grain, snow = (np.asarray(cv2.resize(a, (n, n), interpolation=how), np.float32) for a in (grain, snow))
     bright = np.square(np.square(np.clip(image, 0, 1.3)))
     return np.sqrt(np.sqrt(bright * grain + np.float32(nu.floor ** 4) * snow))
 

@@ -301,7 +301,7 @@ def page_pictures(
         m = _placing(obj)
         corners = np.array([[x, y, 1] for x in (0, 1) for y in (0, 1)]) @ m
         (x0, y0), (x1, y1) = corners[:, :2].min(0), corners[:, :2].max(0)
-        box = tuple(float(v) for v in (x0 - left, top - y1, x1 - left, top - y0))
+        box = float(x0 - left), float(top - y1), float(x1 - left), float(top - y0)
         out.append(_picture(page, obj, box, m, max_pixels))
     return out
 

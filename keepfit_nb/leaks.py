@@ -54,7 +54,7 @@ def detail(
 def agreement(a: np.ndarray, b: np.ndarray) -> float:
     "Correlation of two detail maps."
     a, b = a.astype(np.float32).ravel(), b.astype(np.float32).ravel()
-    return float(a @ b / max(np.linalg.norm(a) * np.linalg.norm(b), 1e-6))
+    return float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-6))
 
 # %% ../nbs/02a_leaks.ipynb #634c1659
 def look(

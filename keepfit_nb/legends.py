@@ -47,14 +47,14 @@ def find_label(
     rest = text[m.end():]; away = ""
     note = re.match(r"\s*[,，(（.:：]?\s*[(（]?([^)）.:：。]{0,30}?(?:page|overleaf|opposite|页))\s*[)）]?\s*[.:：。]?", rest)
     if note: away = next((k for k, words in _AWAY.items() if re.search(words, note[1], re.I)), "")
-    if away: rest = rest[note.end():]
+    if note and away: rest = rest[note.end():]
     if not away and re.match(r"[A-Ha-h]?(?:\s?[,–-]\s?[A-Ha-h])*\s+(?:shows?|is|are|was|were|illustrates?|demonstrates?|depicts?|and|or|gives|presents|has|can|in|on)\b", rest): return None
     if not away and re.match(r"\s*(?:[和及与、]|所示|显示|中[，,可]|为例)", rest): return None
     if re.match(r"\s*[A-Ha-h]?\s*[)）\]]", rest) and not away: return None                  # "… (see\nPlate 8). Next sentence"
     number = re.sub(r"\s", "", m["number"]); number = re.sub(r"[–‐‑—]", "-", number)
     lead = re.match(r"\s*(?:[.:：。|·、—–-]|(?=[(（]))*\s*", rest)
     kind = "plate" if re.match(r"pl", m["en"] or "", re.I) or "版" in (m["zh"] or "") else "figure"
-    return Label(kind, number.rstrip(".-"), len(text) - len(rest) + lead.end(), away)
+    return Label(kind, number.rstrip(".-"), len(text) - len(rest) + (lead.end() if lead else 0), away)
 
 # %% ../nbs/04.4_legends.ipynb #58102c2a
 @functools.cache
@@ -78,7 +78,7 @@ def mend_hyphen(
     words: Collection[str] = (),     # further words that this book uses
 ) -> str:
     "Did the printer break a word, or did a compound end there? Known words decide; a whole word behind no prefix keeps its hyphen."
-    a, b = re.search(r"[A-Za-z-]*$", left)[0].lower(), re.match(r"[A-Za-z-]*", right)[0].lower()
+    a, b = re.findall(r"[A-Za-z-]*$", left)[0].lower(), re.findall(r"^[A-Za-z-]*", right)[0].lower()
     if not a or not b or right[:1].isupper() or not a[-1].isalpha(): return f"{left}-{right}"
     for shelf in (words, known_words()):
         if f"{a}-{b}" in shelf: return f"{left}-{right}"
@@ -185,6 +185,8 @@ def _mended(marks: list, text: str, style: str) -> list:
         if len(here) == 1 and gap and len(marks) + (len(after[2]) > 0) > 1: out.append((*here[0], (missing,)))
     return sorted(out)
 
+def _count(marks: list[tuple[int, int, tuple[str, ...]]]) -> int: return sum(len(m[2]) for m in marks)
+
 def _chain(marks: list[tuple[int, int, tuple[str, ...]]]) -> list[tuple[int, int, tuple[str, ...]]]:
     "The longest run of marks that counts A, B, C … without a gap: an article 'A' alone is none."
     best = []
@@ -193,7 +195,7 @@ def _chain(marks: list[tuple[int, int, tuple[str, ...]]]) -> list[tuple[int, int
         run = [first]
         for mark in marks[i + 1:]:
             if mark[2] and ord(mark[2][0]) == ord(run[-1][2][-1]) + 1: run.append(mark)
-        if sum(len(m[2]) for m in run) > max(1, sum(len(m[2]) for m in best)): best = run
+        if _count(run) > max(1, _count(best)): best = run
     return best
 
 # %% ../nbs/04.4_legends.ipynb #4dcb4779
@@ -204,8 +206,8 @@ def _letter_parts(text: str) -> list[tuple[int, int, tuple[str, ...]]]:
         for case in (str.isupper, str.islower):                                # a book does not mix them: the article "a" is no mark beside B
             marks = [(m.start(), m.end(), expand_keys(k)) for m in re.finditer(style, text)
                      if case((k := next(filter(None, m.groups())))[0]) and (letters := re.findall(r"\b[A-Ha-h]\b", k)) == sorted(set(letters))]         # "b, a fundus": no list
-            marks = max(_chain(marks), _chain(_mended(marks, text, name)), key=lambda c: sum(len(m[2]) for m in c))
-            if sum(len(m[2]) for m in marks) > sum(len(m[2]) for m in found): found = marks
+            marks = max(_chain(marks), _chain(_mended(marks, text, name)), key=_count)
+            if _count(marks) > _count(found): found = marks
     upper = bool(found) and text[slice(*found[0][:2])].upper() == text[slice(*found[0][:2])]
     bare = [(m.start(), m.end(), expand_keys(m["keys"])) for m in _BARE.finditer(text) if not any(a <= m.start() < b for a, b, _ in found)] if upper else []
     return max(found, _chain(sorted(found + bare)), key=lambda c: sum(len(m[2]) for m in c))

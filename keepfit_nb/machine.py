@@ -72,7 +72,7 @@ def cards() -> list[dict]:
         return [dict(name=p.name, memory_gb=round(p.total_memory / 1e9, 1)) for p in found]
     return [dict(name="Apple GPU (mps)", memory_gb=0.)] if torch.backends.mps.is_available() else []
 
-def data_sets() -> dict[str, list[str] | str]:
+def data_sets() -> dict[str, list[str] | str | int]:
     "Registry sets that lie in the data folder, and where one's own images are expected and whether they are there."
     registry, images = importlib.import_module("keepfit_nb.registry"), importlib.import_module("keepfit_nb.download")
     place = data_folder() / "sets"
@@ -134,7 +134,7 @@ def obstacles(profile: str, found: dict) -> list[str]:
 def examine() -> dict:
     "Everything `doctor` knows about this machine; no absolute path in it."
     rows, (total, free), runs = packages(), memory(), earlier_runs()
-    found = dict(python=versions()["python"], packages=rows, missing=[r["name"] for r in rows if not r["have"]],
+    found: dict = dict(python=versions()["python"], packages=rows, missing=[r["name"] for r in rows if not r["have"]],
                  too_old=[f"{r['name']} {r['have']} ({r['wanted']} wanted)" for r in rows if r["have"] and not r["fine"]],
                  cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(), memory_gb=total, memory_free_gb=free,
                  disk_gb=round(shutil.disk_usage(project_root()).free / 1e9, 1), cards=[], programs={p: bool(shutil.which(p)) for p in ("git", "tesseract")})

@@ -22,13 +22,13 @@ from .captions import eye_seed, render
 from .decoding import decode, foreground_box, resize_pad
 from .evaluation import interval, resample
 from .eye import sample_eye
-from .profiles import MODALITIES, nearest, open_run, real_folder
+from .profiles import MODALITIES, Modality, nearest, open_run, real_folder
 
 # %% ../nbs/17b.1_masks.ipynb #c8be919c
 class Target(BaseModel, extra="forbid"):
     "Something to paint: masks of these kinds, joined."
     name: str
-    modality: Literal[MODALITIES]
+    modality: Modality
     kinds: list[str]             # mask names of chapters 03a–03c
     diseases: list[str] = []     # eyes that show it; empty: every eye does
 

@@ -211,7 +211,9 @@ def interval(values, confidence: float = .95) -> tuple[float, float]:
     "Percentile interval of replicates (B,), those without a value left out; (nan, nan) when none has one."
     values = np.asarray(values); values = values[np.isfinite(values)]
     tail = 100 * (1 - confidence) / 2
-    return tuple(float(v) for v in np.percentile(values, [tail, 100 - tail])) if len(values) else (np.nan, np.nan)
+    if not len(values): return np.nan, np.nan
+    low, high = np.percentile(values, [tail, 100 - tail])
+    return float(low), float(high)
 
 def bootstrap(y, probs, metric: str = "ACA", n: int = 1000, seed: int = 0, patients=None, ordinal=False,
               confidence=.95) -> tuple[float, float]:

@@ -50,7 +50,7 @@ def disturb(
 ) -> np.ndarray:                      # as it may look in print
     "Crop, stretch, tint, darken, blur, add noise, compress: what printing and scanning do to a picture."
     h, w = image.shape[:2]; m = r.uniform(0, .1, 4)
-    a = image[int(m[0] * h):h - int(m[1] * h), int(m[2] * w):w - int(m[3] * w)].astype(np.float32)
+    a: np.ndarray = image[int(m[0] * h):h - int(m[1] * h), int(m[2] * w):w - int(m[3] * w)].astype(np.float32)
     a = 255 * (a / 255) ** r.uniform(.7, 1.5) * r.uniform(.75, 1.15) + r.uniform(-4, 14)
     a *= 1 + r.uniform(-.05, .05, 3)
     if r.random() < .5: a = cv2.GaussianBlur(a, (0, 0), r.uniform(.4, 1.2))
@@ -59,7 +59,7 @@ def disturb(
         s = max(4, round(r.uniform(.08, .16) * min(a.shape[:2]))); y, x = r.integers(2, size=2) * (np.array(a.shape[:2]) - s)
         a[y:y + s, x:x + s] = 255; a[y + s // 4:y + 3 * s // 4, x + s // 4:x + 3 * s // 4] = 0
     data = cv2.imencode(".jpg", a.clip(0, 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, int(r.integers(50, 96))])[1]
-    return cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+    return np.asarray(cv2.imdecode(data, cv2.IMREAD_UNCHANGED))
 
 # %% ../nbs/04.6_modality.ipynb #a0bc7118
 def fit_modality(n: int = 360, seed: int = 0) -> dict[str, list]:

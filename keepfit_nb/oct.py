@@ -120,7 +120,7 @@ def render_oct(
     size: int = 128,       # pixels, 32 to 1024
     masks: bool = False,   # also return {kind or layer: bool (size, size)}
     allow_unseen: bool = False, # also eyes none of whose diseases show in OCT
-) -> np.ndarray:           # uint8 (size, size, 3), grey
+):                         # uint8 (size, size, 3), grey; with masks (image, {kind or layer: bool (size, size)})
     "Optical coherence tomogram through the fovea. Deterministic in the eye, the same scene at every size (ours)."
     if not isinstance(size, (int, np.integer)) or not 32 <= size <= 1024: raise ValueError(f"size {size!r} is outside 32 to 1024 whole pixels")
     scan = cut(eye, max(size, 128), allow_unseen)

@@ -25,7 +25,7 @@ def parameter_names(path: Path) -> list[str]:
     "Names assigned in the cell tagged `parameters`."
     cells = [c for c in chapter_cells(path) if "parameters" in c.get("metadata", {}).get("tags", [])]
     if len(cells) != 1: raise ValueError(f"{path.name}: expected one cell tagged 'parameters', found {len(cells)}; tag it again")
-    return [t.id for n in ast.parse("".join(cells[0]["source"])).body if isinstance(n, ast.Assign) for t in n.targets]
+    return [t.id for n in ast.parse("".join(cells[0]["source"])).body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)]
 
 # %% ../nbs/22.1_order.ipynb #7f4b6e84
 def first_chapter(name: str) -> str:
@@ -60,7 +60,7 @@ def _asked(source: str) -> tuple[frozenset[str], bool]:
         if not isinstance(n, ast.Call): continue
         if getattr(n.func, "id", "") == "stage": found |= {s for k in n.keywords if k.arg == "needs" for s in _strings(tree, k.value)}
         if getattr(n.func, "attr", "") in ("need", "folder") and len(n.args) == 1:
-            if isinstance(n.args[0], ast.Constant): found.add(n.args[0].value)
+            if isinstance(n.args[0], ast.Constant): found.add(str(n.args[0].value))
             else: open_ended = True
     return frozenset(found), open_ended
 

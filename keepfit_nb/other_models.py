@@ -93,7 +93,7 @@ def check_baseline(
     out = dict(features=u.shape[1], words=0, parameters=sum(p.numel() for p in b.parameters()))
     if not b.speaks: return out
     w = b.embed_text(["a fundus photograph of glaucoma.", "an oct scan of a macular hole."])
-    if w.shape[1] != v.shape[1]: raise ValueError(f"baseline {b.name!r}: images become vectors of length {v.shape[1]}, texts of length {w.shape[1]}; they must share one space")
+    if v is not None and w.shape[1] != v.shape[1]: raise ValueError(f"baseline {b.name!r}: images become vectors of length {v.shape[1]}, texts of length {w.shape[1]}; they must share one space")
     if not 1e-3 < b.scale < 1e6: raise ValueError(f"baseline {b.name!r}: logit_scale is {b.scale:g}; give 1 / temperature")
     if b.scale < 5: warnings.warn(f"baseline {b.name!r}: logit_scale {b.scale:g} looks like a logarithm; give its exp, 1 / temperature", stacklevel=2)
     return out | dict(words=w.shape[1])
@@ -268,7 +268,7 @@ def _flair(spec: Spec, place: Place) -> TwoTowers:
     heads = [Projection(found[side].shape[1], found[side].shape[0]) for side in ("image", "text")]
     for head, side in zip(heads, ("image", "text")): head.linear.weight.data.copy_(found[side])
     text = text_side(spec.text, state, 77 if spec.kind == "flair" else 256, (1, 2, -1), spec.name)
-    return TwoTowers(tower, text, *heads, found["log_scale"].clamp(0, 4.6052))          # the release clamps it when it is used
+    return TwoTowers(tower, text, heads[0], heads[1], found["log_scale"].clamp(0, 4.6052))          # the release clamps it when it is used
 
 @kind("unimed", needs=("path", "text"), takes=("model", "size"))
 def _unimed(spec: Spec, place: Place) -> TwoTowers:
@@ -310,7 +310,7 @@ def _read_lens(source, local: bool, model: nn.Module, name: str) -> Lens:
     except OSError as err: raise FileNotFoundError(f"{name}: no preprocessor_config.json in {str(source)!r}; preprocessing is a part of the model, fetch it too") from err
     mean, std = (about.get(k) or about.get("image_processor", {}).get(k) for k in ("image_mean", "image_std"))
     if not (mean and std): raise ValueError(f"{name}: preprocessor_config.json in {str(source)!r} has no image_mean and image_std")
-    return Lens(model.config.vision_config.image_size, mean, std, {2: "bilinear", 3: "bicubic"}.get(about.get("resample"), "bicubic"))
+    return Lens(model.config.vision_config.image_size, mean, std, {2: "bilinear", 3: "bicubic"}.get(about.get("resample", 3), "bicubic"))
 
 # %% ../nbs/13a.1_other_models.ipynb #e111469a
 @kind("clip", "siglip", needs=("path",))
@@ -379,7 +379,9 @@ def _python(spec: Spec, place: Place):
     file = expand(where)
     if where.endswith(".py"):
         if not file.is_file(): raise FileNotFoundError(f"{spec.name}: no file {where!r}")
-        found = importlib.util.spec_from_file_location(file.stem, file); module = importlib.util.module_from_spec(found); found.loader.exec_module(module)
+        found = importlib.util.spec_from_file_location(file.stem, file)
+        if not (found and found.loader): raise ImportError(f"{spec.name}: {where!r} cannot be imported")
+        module = importlib.util.module_from_spec(found); found.loader.exec_module(module)
     else: module = importlib.import_module(where)
     if not hasattr(module, what): raise AttributeError(f"{spec.name}: " + nearest(what, [n for n in vars(module) if not n.startswith("_")], f"name in {where}"))
     thing = getattr(module, what)

@@ -8,7 +8,7 @@ __all__ = ['GAP', 'DRAWINGS', 'HEADS', 'SAMPLE', 'Figure', 'TooTall', 'make_figu
 
 # %% ../nbs/03f_pages.ipynb #03d59206
 import io, itertools, shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -134,7 +134,7 @@ def picture_block(image: np.ndarray, what: str, room: float, share: float, parag
                   png: bool = True) -> Block:
     "A picture that is no figure, with or without words under it."
     wide = share * room; tall = wide * image.shape[0] / image.shape[1]
-    texts = [text_block(p, room, kind) for p in paragraphs]
+    texts = [text_block(p, room, kind) for p in paragraphs] if kind else []
     def draw(sheet, x, y):
         box = (x + (room - wide) / 2, y, x + (room + wide) / 2, y + tall)
         sheet.picture(encode(image, png), box); sheet.other(what, box); _print(sheet, texts, x, y + tall + GAP)
@@ -153,9 +153,12 @@ def ornament(template: Template, chapter: int, n: int, r: np.random.Generator, r
 # %% ../nbs/03f_pages.ipynb #9a5be36d
 class Book:
     "Prints pages and keeps the truth."
+    legend: tuple      # of a plate, waiting for the next page: number, paragraphs, pairs
+    casts: Iterator    # the user's own figures
+
     def __init__(self, canvas, r: np.random.Generator, size: int, panels: Path | None):
         self.canvas, self.r, self.size, self.panels = canvas, r, size, panels
-        self.pages, self.pairs, self.not_figures, self.legend, self.casts, self.count = [], [], [], None, iter(()), {}
+        self.pages, self.pairs, self.not_figures, self.legend, self.casts, self.count = [], [], [], (), iter(()), {}
 
     def next_number(self, chapter: int) -> int:
         "Figures are counted within a chapter."
@@ -168,8 +171,8 @@ class Book:
         for truth, box, tile in zip(figure.truths, figure.layout.boxes, figure.layout.tiles):
             name = f"panel_{len(self.pairs):04d}.jpg"
             if self.panels: (self.panels / name).write_bytes(encode(tile, False, 95))
-            box = [round(float(v), 2) for v in (px + box[0], py + box[1], px + box[2], py + box[3])]
-            new.append(dict(id=f"pair_{len(self.pairs):04d}", page=sheet.number, caption_page=sheet.number, **truth, bbox=box, image=name))
+            on_page = [round(float(v), 2) for v in (px + box[0], py + box[1], px + box[2], py + box[3])]
+            new.append(dict(id=f"pair_{len(self.pairs):04d}", page=sheet.number, caption_page=sheet.number, **truth, bbox=on_page, image=name))
             self.pairs.append(new[-1])
         return new
 
@@ -249,7 +252,7 @@ def columns(self: Book, template: Template, chapter: int, story: Story, sheet: S
     x0, y0, x1, y1 = area; k = template.columns; room = (x1 - x0 - template.gap * (k - 1)) / k; space, line = 14., template.type().line
     extra = int(self.r.integers(k)) if places and self.r.random() < template.ornaments else -1
     for c in range(k):
-        x, y, free, blocks = x0 + c * (room + template.gap), y0, y1 - y0, []
+        x, y, free = x0 + c * (room + template.gap), y0, y1 - y0; blocks: list[tuple[Block | Figure, float]] = []
         if c == extra:
             block = ornament(template, chapter, self.next_number(chapter), self.r, room, self.size); blocks.append((block, block.height))
             free -= block.height + 2 * space
@@ -264,9 +267,9 @@ def columns(self: Book, template: Template, chapter: int, story: Story, sheet: S
             free -= figure.block.height + 2 * space
         if c == extra and self.r.random() < .5: blocks.append(blocks.pop(0))
         shares = np.floor(self.r.dirichlet(np.ones(len(blocks) + 1)) * free / line) * line
-        for (block, height), share in zip(blocks, shares):
+        for (thing, height), share in zip(blocks, shares):
             if share > 0: story.pour(sheet, x, y, room, y + share + .1); y += share + space
-            block.draw(sheet, x, y) if isinstance(block, Block) else self.place(block, sheet, x, y); y += height + space
+            thing.draw(sheet, x, y) if isinstance(thing, Block) else self.place(thing, sheet, x, y); y += height + space
         story.pour(sheet, x, y, room, y1)
 
 # %% ../nbs/03f_pages.ipynb #35bc1fd4
@@ -299,7 +302,7 @@ def plate(self: Book, template: Template, chapter: int, sheet: Sheet, area) -> N
 @patch
 def legend_of(self: Book, template: Template, sheet: Sheet, area) -> float:
     "Print the legend of the plate before; returns where the page goes on."
-    n, paragraphs, new = self.legend; self.legend = None; y = area[1]; kind = template.type(template.small)
+    n, paragraphs, new = self.legend; self.legend = (); y = area[1]; kind = template.type(template.small)
     head = f"彩图{n}说明（见前页）" if template.language == "zh" else template.legend.format(n=n)
     for spans in [[("i", head)], *paragraphs]:
         block = text_block(spans, area[2] - area[0], kind); block.draw(sheet, area[0], y); y += block.height
@@ -349,8 +352,8 @@ def make_atlas(
     "Print an atlas. The same arguments give the same bytes. ValueError: no pages, no templates, or a character without a glyph."
     if pages < 1 or not templates: raise ValueError(f"pages must be ≥ 1 and templates not empty (got {pages} and {len(templates)})")
     folder = Path(folder); folder.mkdir(parents=True, exist_ok=True); panels = folder / "panels" if keep else None
-    if keep: shutil.rmtree(panels, ignore_errors=True); panels.mkdir()
-    book = Book(new_canvas(folder / "atlas.pdf"), np.random.default_rng([seed, 3]), size, panels); book.casts = iter(figures or ())
+    if panels: shutil.rmtree(panels, ignore_errors=True); panels.mkdir()
+    book = Book(new_canvas(folder / "atlas.pdf"), np.random.default_rng([seed, 3]), size, panels); book.casts = iter([] if figures is None else figures)
     photos = set(range(pages)) if scanned is True else set(scanned or ())
     used = templates[:pages]; shares = [pages // len(used) + (i < pages % len(used)) for i in range(len(used))]
     for chapter, (template, count) in enumerate(zip(used, shares), 1):

@@ -11,7 +11,7 @@ import functools, hashlib, os, random, re, secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-from PIL import ExifTags, Image, IptcImagePlugin
+from PIL import ExifTags, Image, ImageFile, IptcImagePlugin
 
 from .knowledge import corpus, load_knowledge
 from .pictures import is_dicom, quiet_pydicom
@@ -298,13 +298,13 @@ def _exif_fields(img: Image.Image) -> Iterator[tuple[str, object]]:
     for tag, value in [*exif.items(), *exif.get_ifd(0x8769).items()]: yield ExifTags.TAGS.get(tag, str(tag)), value
     if any(v for t, v in exif.get_ifd(0x8825).items() if t != 0): yield "GPS", "a place"
 
-def _fields(img: Image.Image) -> Iterator[tuple[str, str, object]]:
+def _fields(img: ImageFile.ImageFile) -> Iterator[tuple[str, str, object]]:
     "Kind, name and value of every note in an image file."
     for name, value in _exif_fields(img):
         if name not in _KEPT and not isinstance(value, (int, float)): yield "EXIF", name, value
-    for name, value in img.info.items():
-        if name in ("xmp", "XML:com.adobe.xmp"): yield from (("XMP", n, v) for n, v in _xmp_fields(_as_text(value)))
-        elif isinstance(value, str) or name == "comment": yield "text", name, value
+    for key, value in img.info.items():
+        if key in ("xmp", "XML:com.adobe.xmp"): yield from (("XMP", n, v) for n, v in _xmp_fields(_as_text(value)))
+        elif isinstance(value, str) or key == "comment": yield "text", str(key), value
     for (record, field), value in (IptcImagePlugin.getiptcinfo(img) or {}).items() if img.format in ("JPEG", "TIFF") else ():
         for v in value if isinstance(value, list) else [value]: yield "IPTC", "By-line" if field in (80, 122) else "text", v
 

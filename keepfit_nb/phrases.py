@@ -8,6 +8,7 @@ __all__ = ['LANGUAGES', 'CHANGES', 'SLOTS', 'FRAMES', 'FRAME_SLOTS', 'parse_temp
 
 # %% ../nbs/03d.1_phrases.ipynb #f90d0093
 import functools, math, re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -166,7 +167,9 @@ def read_phrases(
             row = {("sign" if k == "part" else "changes" if k == "change" else k): [v] if k == "change" else v for k, v in row.items()}
             where = f"signs.yaml, {group}, {row.get('sign')} in {row.get('in')}"
             e = _made(Entry, where, row); _check_entry(where, e, known); entries[group].append(e)
-    for group in FRAMES: _check(f"sentences.yaml, {group}", *(raw["sentences"][group][lang] for lang in LANGUAGES), known=(*FRAME_SLOTS, *raw["words"]))
+    for group in FRAMES:
+        en, zh = (raw["sentences"][group][lang] for lang in LANGUAGES)
+        _check(f"sentences.yaml, {group}", en, zh, (*FRAME_SLOTS, *raw["words"]))
     diseases = {n: _made(DiseaseWords, f"diseases.yaml, {n}", row) for n, row in raw["diseases"].items()}
     for n in diseases:
         if n not in DISEASES: raise ValueError("diseases.yaml: " + nearest(n, DISEASES, "disease"))
@@ -208,7 +211,7 @@ def measured(
     kinds: tuple,              # lesion kinds
 ) -> dict:                     # some of SLOTS → a number, or a key of `places`
     "What can be said of these lesions: only what is clear enough to be said."
-    spots, out = eye.of(*kinds) if kinds else [], dict(ratio=round(eye.cup_ratio, 1))
+    spots = eye.of(*kinds) if kinds else []; out: dict = dict(ratio=round(eye.cup_ratio, 1))
     if not spots: return out
     if where := place(eye, *kinds): out["place"] = where
     if 2 <= len(spots) <= 12: out["number"] = len(spots)
@@ -228,7 +231,7 @@ def filled(
 ) -> dict:               # slot → text, or a function that gives it; the words of words.yaml too
     "Slots ready for `write`."
     s, pick = phrases().sentences, lambda options: options[int(draw() * len(options))]
-    out = {w: lambda options=options: pick(options) for w, options in phrases().words[language].items()}
+    out: dict[str, Callable] = {w: lambda options=options: pick(options) for w, options in phrases().words[language].items()}
     if "place" in found: out["place"] = lambda: pick(s["places"][found["place"]][language])
     if "number" in found: out["number"] = lambda: pick((s["numbers"][language][found["number"] - 1], str(found["number"])))
     if "quadrants" in found: out["quadrants"] = lambda: pick(s["quadrants"][found["quadrants"]][language])

@@ -115,7 +115,7 @@ def _opened(path: str, frame: int | None) -> Image.Image:
             if problem := size_problem(*im.size): raise ValueError(problem)
             if frame is not None: im.seek(frame)
             im.load()
-            turn = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_270, 8: Image.Transpose.ROTATE_90}.get(im.getexif().get(274))
+            turn = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_270, 8: Image.Transpose.ROTATE_90}.get(im.getexif().get(274, 1))
             return im.transpose(turn) if turn else im.copy()
 
 # %% ../nbs/02.1_pictures.ipynb #b1ead2a3

@@ -35,7 +35,7 @@ from .knowledge import canonical, load_knowledge, prompts
 from .processes import gather, gather_labels
 from .profiles import DISCLAIMER, MODALITIES, check_section, expand, merged, nearest, read_json, seed_everything, stage, write_json
 from .text_pretraining import load_text_weights
-from .tokenizer import load_tokenizer
+from .tokenizer import ImageTokenizer, load_tokenizer
 from .loop_parts import get_accelerator
 from .training import fit, launch
 
@@ -86,6 +86,9 @@ def variant_settings(settings: Settings, switches: dict, name: str = "") -> Sett
 # %% ../nbs/13_pretraining.ipynb #f6453076
 class KeepFIT(nn.Module):
     "Image and text encoder with a shared space. In training `model(batch)` gives losses; otherwise `model(image, texts)` gives probabilities."
+    reference: Injection | HeadAttention | None; token_head: TokenHead | None; decoder: CaptionDecoder | None     # None: switched off
+    _eyes: tuple[ImageTokenizer, Tensor] | None      # stage 11's tokenizer and how often it says each code; in training only
+
     def __init__(self,
         encoders: EncoderSettings,
         tokenizer_folder: Path,          # tokenizer/ as stage 07_encoders left it
@@ -96,7 +99,7 @@ class KeepFIT(nn.Module):
         about: dict | None = None,       # free facts for config.json
         stages: dict[str, Path] | None = None,   # folders of stages 09 and 11, for the parts that begin with them
         n_elite: int = 0,                # elite pairs, for memory: all
-        tokens: tuple[int, int] = (),    # codes of the visual tokens and tokens along a patch; (): stage 11 says so
+        tokens: tuple[int, ...] = (),    # codes of the visual tokens and tokens along a patch; (): stage 11 says so
     ):
         super().__init__()
         seed_everything(seed)
@@ -107,7 +110,7 @@ class KeepFIT(nn.Module):
         self.image_projection = Projection(self.image_encoder.dim, encoders.projection)
         self.text_projection = Projection(self.text_encoder.dim, encoders.projection)
         self.temperature, self.augment = Temperature(), Augment()
-        self._eyes, self.tokens = None, tuple(tokens)
+        self.tokens: tuple[int, ...] = tuple(tokens); self._eyes = None
         self._add_parts(dict(stages or {}), n_elite)
 
     @property
@@ -143,7 +146,8 @@ def _token_head(self: KeepFIT, stages: dict[str, Path]) -> TokenHead:
         with torch.no_grad(): grid = stage_grids(self.image_encoder, torch.zeros(1, 3, self.size, self.size), [self.settings.token_stage])[1][0]
         self.image_encoder.train(was)
         self.tokens = teacher.codes, TokenHead.ratio_for(grid.shape[1], self.size // teacher.factor)
-    return TokenHead(stage_dims(self.image_encoder, [self.settings.token_stage], self.size)[0], *self.tokens, width=PATCH_DIM)
+    codes, ratio = self.tokens
+    return TokenHead(stage_dims(self.image_encoder, [self.settings.token_stage], self.size)[0], codes, ratio, width=PATCH_DIM)
 
 # %% ../nbs/13_pretraining.ipynb #d5331719
 @patch
@@ -360,7 +364,7 @@ def _preprocess(self, image) -> Tensor:
     "One image in any form → bytes (3, size, size), as in training."
     return preprocess(image, self.size, self.crop)
 
-KeepFIT.config, KeepFIT.preprocess = property(_config), _preprocess
+KeepFIT.config, KeepFIT.preprocess = property(_config), _preprocess      # type: ignore[assignment]
 
 # %% ../nbs/13_pretraining.ipynb #3dda03d0
 def save_pretrained(self, folder: str | Path) -> Path:
@@ -451,7 +455,7 @@ def from_pretrained(cls, place: str | Path):
     model.encoders = check_section(config["encoders"], EncoderSettings, "config.json, encoders")
     return model.eval()
 
-KeepFIT.from_pretrained = classmethod(from_pretrained)
+KeepFIT.from_pretrained = classmethod(from_pretrained)      # type: ignore[assignment]
 
 # %% ../nbs/13_pretraining.ipynb #1db523cf
 def start_model(
@@ -482,7 +486,7 @@ def train_member(
 ) -> KeepFIT:
     "Train one model and save it; curves.jsonl stays, checkpoints go."
     model = start_model(encoders, cache, tokenizer_folder, settings, seed, about, stages)
-    batches = Batches(cache, model.text_encoder.tokenize, settings, seed, model.decoder.tokenize if settings.decoder else None)
+    batches = Batches(cache, model.text_encoder.tokenize, settings, seed, model.decoder.tokenize if model.decoder else None)
     if settings.elite and verbose: caption_faults([r["caption"] for r in batches.records["elite"]], model.text_encoder.tokenizer, model.text_encoder.max_tokens)
     accelerator = get_accelerator(device, settings.unused_parameters)
     fit(model, batches, settings, folder, seed=seed, steps_per_epoch=batches.steps_per_epoch(), accelerator=accelerator, label=label, verbose=verbose)

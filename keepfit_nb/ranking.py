@@ -8,7 +8,7 @@ __all__ = ['KS', 'RANK_METRICS', 'checked', 'best', 'search', 'rank_metrics', 'c
 
 # %% ../nbs/18.2_ranking.ipynb #0e25dd02
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import numpy as np
 
@@ -120,10 +120,11 @@ def ranked(
 def judge_ranking(queries, gallery, gain, skip=None, seed=0, right=1., block=512) -> tuple[dict, dict]:
     "(scores, chance), each RANK_METRICS → (n,)."
     found = [(rank_metrics(g, m, right), chance(g, m, right)) for g, m, _ in ranked(queries, gallery, gain, skip, seed, block)]
-    return tuple({m: np.concatenate([f[side][m] for f in found]) for m in RANK_METRICS} for side in (0, 1))
+    joined = lambda side: {m: np.concatenate([f[side][m] for f in found]) for m in RANK_METRICS}
+    return joined(0), joined(1)
 
 # %% ../nbs/18.2_ranking.ipynb #b06b0d98
-def multi_hot(sets: list[set], names: list) -> np.ndarray:
+def multi_hot(sets: Collection[set], names: list) -> np.ndarray:
     "(N, names) float32."
     at, out = {n: i for i, n in enumerate(names)}, np.zeros((len(sets), len(names)), np.float32)
     for row, s in zip(out, sets): row[[at[n] for n in s if n in at]] = 1

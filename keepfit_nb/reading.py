@@ -42,7 +42,7 @@ def names_of(language: str) -> tuple[re.Pattern, dict]:
     for d in DISEASES:
         category, own = known[d], phrases().diseases.get(d)
         spellings = {category.name, category.name_zh, *category.synonyms, *category.synonyms_zh, *((*own.names.en, *own.names.zh) if own else ())}
-        if d == "normal": spellings = {*own.names.en, *own.names.zh}                  # "normal" alone says too little
+        if d == "normal" and own: spellings = {*own.names.en, *own.names.zh}                  # "normal" alone says too little
         table |= {s.lower(): d for s in spellings if s and bool(re.search(r"[\u4e00-\u9fff]", s)) == (language == "zh")}
     words = sorted(map(re.escape, table), key=len, reverse=True)
     return re.compile("|".join(words) if language == "zh" else rf"\b(?:{'|'.join(words)})\b"), table

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from PIL import Image
 
-from .layouts import _FIELD, _is_filter, fill, read_source
+from .layouts import _FIELD, _is_filter, fill, layout_of, read_source
 from .registry import Layout, Source, find_source, load_registry
 from .tables import ENDINGS, walk, write_xlsx
 
@@ -39,10 +39,10 @@ def _sample(name: str, spec: str | None, k: int, split: str) -> str:
 
 # %% ../nbs/05.4_replicas.ipynb #7bf25504
 def _replica_paths(source: Source, root: Path, per_class: int) -> None:
-    how = source.layout
+    how = layout_of(source)
     for k, (label, _) in enumerate(itertools.product(list(source.labels) or [""], range(per_class))):
         for text in how.images:
-            spec = dict(m.groups() for m in _FIELD.finditer(text)).get("label")
+            spec = {m[1]: m[2] for m in _FIELD.finditer(text)}.get("label")
             if spec and not re.fullmatch(spec, label): continue
             split = ("train", "test")[k % 2]
             fit = lambda m: label if m[1] == "label" else _sample(m[1], m[2], k, split)
@@ -66,7 +66,7 @@ def _write_table(path: Path, names: list[str], rows: list[dict], how: Layout) ->
 # %% ../nbs/05.4_replicas.ipynb #a66e5d57
 def _label_rows(source: Source) -> list[dict]:
     "Rows that between them use every label of a set."
-    how = source.layout
+    how = layout_of(source)
     mine = {c: [t[len(how.prefix.get(c, "")):] for t in source.labels if t.startswith(how.prefix.get(c, ""))] for c in how.label}
     if how.flags: mine = {c: [t for t in v if how.prefix.get(c)] for c, v in mine.items()}
     flags = [t for t in source.labels if how.flags and not any(p and t.startswith(p) for p in how.prefix.values())]
@@ -80,7 +80,7 @@ _PARTS = {"IDRiD": ("Train", "Test"), "CHAKSU": ("Train", "Test"), "RFMiD": ("Tr
           "STAGE1": ("training", "validation"), "STAGE2": ("train", "valid")}            # what they call their splits
 
 def _replica_table(source: Source, root: Path, per_class: int) -> None:
-    how, k = source.layout, 0
+    how, k = layout_of(source), 0
     base, template = how.table[0], how.images[0]
     parts = _PARTS.get(source.name, ("train", "test")) if "{split" in base else ("",)
     for part, side in itertools.product(parts, ("od", "os") if "{eye}" in base else ("",)):
@@ -93,11 +93,11 @@ def _replica_table(source: Source, root: Path, per_class: int) -> None:
             if how.sides: row["image"] = f"{k // 2}_{('left', 'right')[k % 2]}"
             if how.patient: row.setdefault(how.patient, f"{k}")
             if how.caption: row |= {how.caption: f"The disc is pale in picture {k}.", how.caption_zh: "视盘颜色苍白。"}
-            place = fill(template, {**got, **row, "row": len(rows)})
+            place = fill(template, {**got, **row, "row": len(rows)}) or ""
             for i in range(5 if how.middle else 1): _put(root, place.replace("*", f"{i}" if how.middle else "x"))
             rows.append(row)
         names = how.header or list(dict.fromkeys(c for r in rows for c in r))
-        _write_table(root / fill(base, got).replace("*", "x"), names, rows, how)
+        _write_table(root / str(fill(base, got)).replace("*", "x"), names, rows, how)
 
 # %% ../nbs/05.4_replicas.ipynb #461fdd33
 def _text(path: Path, text: str) -> None:
@@ -147,9 +147,8 @@ def make_replica(
 ) -> Path:
     "A miniature of a set: its folders, table columns and a few small pictures. Nothing of the set itself is in it."
     source, folder = find_source(name), Path(folder)
-    if not source.layout: raise ValueError(f"the layout of {source.name} is not known to us")
-    folder.mkdir(parents=True, exist_ok=True)
-    _MAKES[source.layout.reader](source, folder, per_class)
+    how = layout_of(source); folder.mkdir(parents=True, exist_ok=True)
+    _MAKES[how.reader](source, folder, per_class)
     return folder
 
 # %% ../nbs/05.4_replicas.ipynb #21a41824
@@ -164,7 +163,7 @@ def _fit(source: Source, path: Path, files: list[str]) -> float:
     listed = 1 - sum(notes["labels_not_listed"].values()) / max(len(rows), 1)
     return max(0., min(1, seen / max(pictures, 1)) * listed * (1 if says else .5)) + .001 * _words(source)
 
-def _words(source: Source) -> int: return len("".join(source.layout.images + source.layout.table).replace("*", ""))
+def _words(source: Source) -> int: return len("".join(layout_of(source).images + layout_of(source).table).replace("*", ""))
 
 def _guess(path: Path, files: list[str]) -> Source:
     "The set that a folder fits best."

@@ -12,6 +12,7 @@ __all__ = ['EXIT', 'app', 'sources_app', 'MANY', 'IMAGE_FILES', 'Settings', 'che
 
 # %% ../nbs/22_running.ipynb #e4aa41ed
 import ast, contextlib, functools, hashlib, importlib, json, os, shutil, signal, subprocess, sys, time
+from collections.abc import Callable, Collection
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -186,11 +187,12 @@ class Chain:
     overrides: dict
     manifest: dict
     jobs: int = 1
-    note: object = lambda kernels={}: None               # from `hold`: which kernels run now
+    note: Callable = lambda kernels={}: None             # from `hold`: which kernels run now
     pending: list = field(default_factory=list)
     running: dict = field(default_factory=dict)          # name → (future, Watch)
     done: dict = field(default_factory=dict)             # name → seconds, of those executed now
     code: int = 0
+    noted: Collection[str] | None = None                 # kernels that `note` was last told of
 
     def __post_init__(self):
         settings = self.run.section("running", Settings)
@@ -218,6 +220,7 @@ def ready(self: Chain) -> str | None:
     for i, name in enumerate(self.pending):
         earlier = [*self.pending[:i], *(r for r in self.running if r < name)]
         if may_start(name, earlier, list(self.running), built): return name
+    return None
 
 @patch
 def begin_chapter(self: Chain, name: str, pool) -> None:
@@ -250,7 +253,7 @@ def watch_over(self: Chain) -> None:
     "Wait a moment, show where we are, note the kernels, take in what has ended."
     wait([f for f, _ in self.running.values()], timeout=1., return_when=FIRST_COMPLETED)
     kernels = {str(w.kernel.pid): w.kernel.create_time() for _, w in self.running.values() if w.kernel is not None and w.kernel.is_running()}
-    if kernels.keys() != getattr(self, "noted", None): self.note(kernels); self.noted = kernels.keys()
+    if kernels.keys() != self.noted: self.note(kernels); self.noted = kernels.keys()
     now = time.monotonic()
     left = self.clock.left(self.done, {n: now - w.started for n, (_, w) in self.running.items()})
     self.progress.tick([w for _, w in self.running.values()], left, len(self.names) - len(self.pending))
@@ -393,7 +396,7 @@ def run_command(
     only: Annotated[list[str], typer.Option(help="just these chapters; 05 is 05 alone, without 05.1 to 05.5")] = [],
     resume: Annotated[bool, typer.Option("--resume", help="go on with the newest run of this profile, or that of --run-dir")] = False,
     jobs: Annotated[int, typer.Option(min=0, help="chapters at once, where they do not need each other; 0: as the profile says")] = 0,
-    limit: Annotated[float, typer.Option(min=0, help="minutes a chapter may take; short for --set running.limit_minutes=…")] = None,
+    limit: Annotated[float | None, typer.Option(min=0, help="minutes a chapter may take; short for --set running.limit_minutes=…")] = None,
     set_: Annotated[list[str], typer.Option("--set", help="section.key=value, may be repeated")] = [],
 ):
     """Run the chapters through papermill. Exit codes: 0 done, 1 a chapter failed, 2 wrong input, nothing started,
@@ -493,7 +496,7 @@ def sources_check(folder: Annotated[Path, typer.Argument(help="where a set was u
 
 @sources_app.command("fetch")
 def sources_fetch(name: Annotated[str, typer.Argument(help="a set of the registry")],
-                  to: Annotated[Path, typer.Option(help="folder; default: sets/<name> in the data folder")] = None,
+                  to: Annotated[Path | None, typer.Option(help="folder; default: sets/<name> in the data folder")] = None,
                   url: Annotated[str, typer.Option(help="your own link, for a set behind a door")] = "",
                   sha256: Annotated[str, typer.Option(help="the file's hash, if you know it")] = ""):
     "Fetch a set that may be fetched, checked and resumable; for the others, what to do to get them."

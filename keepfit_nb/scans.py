@@ -286,8 +286,8 @@ def read_scan(
     if abs(angle) > .04: image = straighten(image, angle)
     boxes = find_pictures(image, dpi); k = 72 / dpi
     pictures = [Picture(tuple(v * k for v in b), np.ascontiguousarray(image[b[1]:b[3], b[0]:b[2]])) for b in boxes]
-    notes, missing = (), ocr_ready(languages) if ocr and lines is None else ""
-    if missing: notes = (missing,)
+    missing = ocr_ready(languages) if ocr and lines is None else ""
+    notes = (missing,) if missing else ()
     if ocr and lines is None and not missing:
         print_only = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
         for x0, y0, x1, y1 in boxes: print_only[max(0, y0 - 3):y1 + 3, max(0, x0 - 3):x1 + 3] = 255
@@ -316,7 +316,7 @@ def read_page(
             return Page(number, size, lines, pictures, notes=notes)
         if scan is not None and scan.refused: raise ValueError(scan.refused)
         whole = scan is not None and len(pictures) == 1 and min(scan.image.shape[:2]) > 600
-        image = scan.image if whole else render_page(page, dpi, max_pixels)
+        image = scan.image if scan and whole else render_page(page, dpi, max_pixels)
         return read_scan(image, size, number, ocr, languages, lines if len(chars) > 40 else None)
     finally: page.close()
 

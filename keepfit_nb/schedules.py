@@ -9,7 +9,7 @@ __all__ = ['PLANS', 'KINDS', 'Plan', 'fields_of', 'read_plan', 'run_words', 'fol
 
 # %% ../nbs/22.5_schedules.ipynb #3a5afc8d
 import ast, importlib.util, json, re, shlex, shutil, subprocess, sys, tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import yaml
@@ -89,6 +89,12 @@ def read_plan(name: str, over: dict | None = None) -> Plan:
     return plan
 
 # %% ../nbs/22.5_schedules.ipynb #f65e6f0c
+def _flat(table: dict, head: str = "") -> Iterator[tuple[str, object]]:
+    "`section.key` and value of everything in a nested table."
+    for k, v in table.items():
+        if isinstance(v, dict) and v: yield from _flat(v, f"{head}{k}.")
+        else: yield f"{head}{k}", v
+
 def run_words(plan: Plan, seed: int, run_dir: str = "", program: list[str] | None = None) -> list[str]:
     "The command of one run, as words."
     words = [*(program or ["keepfit-nb"]), "run", "--profile", plan.profile, "--seed", str(seed), "--run-dir", run_dir or folder_of(plan, seed)]
@@ -96,8 +102,7 @@ def run_words(plan: Plan, seed: int, run_dir: str = "", program: list[str] | Non
     if plan.last: words += ["--to", plan.last]
     for name in plan.only: words += ["--only", name]
     if plan.jobs > 1: words += ["--jobs", str(plan.jobs)]
-    flat = lambda d, head="": [(f"{head}{k}", v) if not isinstance(v, dict) or not v else x for k, v in d.items() for x in (flat(v, f"{head}{k}.") if isinstance(v, dict) and v else [None])]
-    return words + [w for key, value in flat(nested(plan.set)) for w in ("--set", f"{key}={json.dumps(value)}")]
+    return words + [w for key, value in _flat(nested(plan.set)) for w in ("--set", f"{key}={json.dumps(value)}")]
 
 def folder_of(plan: Plan, seed: int, stamp: str = "{date}") -> str:
     "runs/<plan>-<stamp>, and the seed where there are several."
@@ -124,7 +129,7 @@ def calendar(when: str) -> str:
         one = lambda p: re.sub(r"^\*/", f"{low:02d}/", p) if "/" in p and p.startswith("*") else re.sub(r"(\d+)-(\d+)", r"\1..\2", p)
         return ",".join(one(p) for p in text.split(","))
     def week(text):
-        numbers = sorted({n % 7 for p in text.split(",") for a, b, s in [re.fullmatch(r"(\*|\d+)(?:-(\d+))?(?:/(\d+))?", p).groups()]
+        numbers = sorted({n % 7 for p in text.split(",") for a, b, s in re.findall(r"^(\*|\d+)(?:-(\d+))?(?:/(\d+))?$", p)
                           for n in (range(0, 7, int(s or 1)) if a == "*" else range(int(a), int(b or a) + 1, int(s or 1)))})
         return ",".join(days[n] for n in numbers) + " "
     pad = lambda text: re.sub(r"(?<!\d)(\d)(?!\d)", r"0\1", text)

@@ -56,7 +56,7 @@ def holds(
     eye: Eye,
     modality: str,
     phase: str,
-    kinds: set = None,  # of the eye's lesions, when already known
+    kinds: set | None = None,  # of the eye's lesions, when already known
 ) -> bool | None:       # None: this camera (or phase) cannot tell
     "Does the eye have what the entry is about?"
     if e.modality != modality or (modality == "FFA" and phase not in e.phases): return None

@@ -32,9 +32,9 @@ def hold(
         raise FolderInUse(f"{folder.name} is in use by process {who.get('pid', 'unknown')}, since {who.get('since', 'just now')}; "
                           "wait for it, or choose another --run-dir") from None
     try:
-        end_orphans(read_json(note, {}).get("kernels", {}))
+        end_orphans(read_json(note, {}).get("kernels", {})); since = _now()
         write = lambda kernels={}: write_json(note, dict(pid=os.getpid(), since=since, kernels=kernels))
-        since = _now(); write(); yield write
+        write(); yield write
     finally:
         note.unlink(missing_ok=True); lock.release()
 

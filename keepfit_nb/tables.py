@@ -10,7 +10,7 @@ __all__ = ['ENDINGS', 'SPLIT_WORDS', 'LONGEST', 'USUAL', 'walk', 'read_folder', 
 # %% ../nbs/05.1_tables.ipynb #d61c3667
 import codecs, csv, hashlib, json, os, re, zipfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -131,7 +131,7 @@ def _cells_problem(row: list[str], n: int) -> str:
 def read_csv(
     path: Path,
     encoding: str = "",    # "": find out
-    header: list[str] = (),     # column names of a table that has none
+    header: Sequence[str] = (),     # column names of a table that has none
     max_rows: int = 20_000_000, # more is an error
 ) -> tuple[pd.DataFrame, dict]:    # text cells; notes: encoding, and reason per unreadable row
     "A CSV, TSV or semicolon table as text. Row 0 is the first below the header. A ragged row is kept empty, with its reason."
@@ -195,7 +195,7 @@ def _xml(archive: zipfile.ZipFile, name: str, limit: int = 200_000_000):
 
 def _column_number(ref: str) -> int:
     n = 0
-    for c in re.match("[A-Z]+", ref)[0]: n = 26 * n + ord(c) - 64
+    for c in re.findall("^[A-Z]+", ref)[0]: n = 26 * n + ord(c) - 64
     return n - 1
 
 def _cell(cell, words: list[str]) -> str:
@@ -355,8 +355,8 @@ def read_dicom_folder(
         for i in range(first := max(0, (many - frames) // 2), min(many, first + frames)):
             place = out / f"{hashlib.sha256(rel.encode()).hexdigest()[:16]}_{i}.png"
             try: Image.fromarray(read_dicom(Path(root) / rel, i)).save(place)
-            except ValueError as e: reasons[len(rows)] = f"image: {e}"; place = ""
-            rows.append({**row, "image": str(place)})
+            except ValueError as e: reasons[len(rows)] = f"image: {e}"
+            rows.append({**row, "image": "" if len(rows) in reasons else str(place)})
     if not rows: raise ValueError(f"'{root}' holds no DICOM file")
     return pd.DataFrame(rows), {"other_files": dict(left), "ragged": reasons}
 

@@ -54,7 +54,7 @@ class Block(nn.Module):
 
 def silent(layer: nn.Conv2d) -> nn.Conv2d:
     "A layer that begins by adding nothing: all zeros."
-    nn.init.zeros_(layer.weight); nn.init.zeros_(layer.bias)
+    for p in layer.parameters(): nn.init.zeros_(p)
     return layer
 
 def make_encoder(dim: int, factor: int, width: int, depth: int) -> nn.Sequential:
@@ -144,9 +144,9 @@ def _begin(self: ImageTokenizer, pixels: Tensor) -> None:
     mean, (variance, components) = squares.mean(0), torch.linalg.eigh(torch.cov(squares.T))
     n = min(self.dim, len(mean))
     U, scale = components[:, -n:].flip(1), variance[-n:].flip(0).clamp_min(1e-4) ** .25
-    for layer in (self.shrink, self.spread): nn.init.zeros_(layer.weight); nn.init.zeros_(layer.bias)
-    self.shrink.weight[:n, :, 0, 0] = (U / scale).T; self.shrink.bias[:n] = -(mean @ U) / scale
-    self.spread.weight[:, :n, 0, 0] = U * scale; self.spread.bias.copy_(mean)
+    (there, at), (back, to) = silent(self.shrink).parameters(), silent(self.spread).parameters()      # weight and bias of both
+    there[:n, :, 0, 0] = (U / scale).T; at[:n] = -(mean @ U) / scale
+    back[:, :n, 0, 0] = U * scale; to.copy_(mean)
 
 ImageTokenizer.begin = _begin
 

@@ -9,9 +9,10 @@ __all__ = ['FACES', 'PLAIN', 'LIGATURES', 'Spans', 'BAD', 'font_file', 'load_fon
 
 # %% ../nbs/03f.1_typesetting.ipynb #fdb983d5
 import functools, io, re, unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -184,7 +185,7 @@ def printed(line: Sequence[Piece]) -> str:
 @dataclass
 class Sheet:
     "A page under construction; coordinates in points from the top left."
-    canvas: object
+    canvas: Any                                              # reportlab's
     number: int                                              # from 0, in the file
     size: tuple[float, float]
     lines: list[str] = field(default_factory=list)           # in reading order
@@ -230,7 +231,7 @@ def words(self: Sheet, line: Sequence[Piece], x: float, y: float, kind: Type, ro
 class Block:
     "Something with a height that can be placed on a sheet."
     height: float
-    draw: object              # function (sheet, x, y)
+    draw: Callable            # (sheet, x, y)
 
 def text_block(spans: Spans, room: float, kind: Type, centre: bool = False) -> Block:
     "A paragraph of fixed width."
@@ -282,7 +283,7 @@ def photograph(
     scan: Scan = Scan(),
 ) -> tuple[np.ndarray, float]:    # the scan, same size; its rotation in degrees, counter-clockwise
     "Scan a page: paper, turn, blur, uneven light, noise."
-    h, w = page.shape[:2]; angle = float(np.round(r.uniform(-scan.rotation, scan.rotation), 3)); paper = np.float32(scan.paper)
+    h, w = page.shape[:2]; angle = float(np.round(r.uniform(-scan.rotation, scan.rotation), 3)); paper = np.array(scan.paper, np.float32)
     turn = cv2.getRotationMatrix2D(((w - 1) / 2, (h - 1) / 2), angle, 1)
     out = cv2.warpAffine(page.astype(np.float32) / 255 * paper, turn, (w, h), flags=cv2.INTER_CUBIC,
                          borderMode=cv2.BORDER_CONSTANT, borderValue=[float(v) for v in paper])

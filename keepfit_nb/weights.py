@@ -149,7 +149,7 @@ def load_text_file(model: nn.Module, path: str | Path) -> nn.Module:
     "Load the text encoder of a file into a transformers model without its pooler, in place; ValueError lists what does not fit."
     file = local_file(str(path), "text_pretrained")
     prefix, state = text_state(read_state(file), getattr(model, "base_model_prefix", ""))
-    if getattr(model, "pooler", None) is not None: model.pooler = None
+    if getattr(model, "pooler", None) is not None: model.register_module("pooler", None)
     return fill(model, state, f"{file.name} (names below {prefix!r})" if prefix else file.name)
 
 # %% ../nbs/07.1_weights.ipynb #597a32e2

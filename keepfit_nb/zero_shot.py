@@ -6,10 +6,12 @@
 __all__ = ['PREDICTION_COLUMNS', 'CLASS_COLUMNS', 'TEMPLATE_COLUMNS', 'softmax', 'unit', 'zero_shot', 'prototypes',
            'sentence_vectors', 'task_sentences', 'told_apart', 'zero_shot_multi', 'image_files', 'classify',
            'logit_scale', 'Settings', 'plan_of', 'prediction_rows', 'ask', 'ask_multi', 'class_rows',
-           'compare_variants', 'template_rows', 'build', 'summary_of']
+           'compare_variants', 'template_rows', 'build', 'summary_of', 'show_answer', 'uploaded', 'labels_of',
+           'playground']
 
 # %% ../nbs/15_zero_shot.ipynb #4554099c
-from collections.abc import Sequence
+import os, re, tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +19,11 @@ import pandas as pd
 from pydantic import BaseModel, field_validator
 
 from .comparisons import COMPARISON_COLUMNS, compare, corrected, sign_p
+from .decoding import decode
 from .evaluation import Bench, Task, write_table
 from .knowledge import KINDS, TEMPLATES, canonical, load_knowledge, prompts
 from .measures import best_thresholds, interval, macro_replicates, per_class, replicates
-from .profiles import nearest, open_run, stage
+from .profiles import MODALITIES, browse, in_words, nearest, open_run, someone_is_here, stage, unshown
 
 # %% ../nbs/15_zero_shot.ipynb #806bf915
 def softmax(x) -> np.ndarray:
@@ -70,7 +73,7 @@ def task_sentences(
     if kind not in KINDS: raise ValueError(nearest(kind, KINDS, "kind of prompt"))
     fixed = any(c.prompts for c in task.classes)
     if fixed and kind == "definition": return None
-    if fixed: said = [list(c.prompts[:1] if kind == "plain" else c.prompts) for c in task.classes]
+    if fixed: said = [(c.prompts or [])[:1 if kind == "plain" else None] for c in task.classes]
     else: said = [[s for name in c.categories for s in prompts(name, task.modality, kind)] for c in task.classes]
     return told_apart(said, task.names)
 
@@ -284,3 +287,87 @@ def summary_of(table: pd.DataFrame, variant: str) -> dict:
     lead = table[(table.protocol == "zero-shot") & (table.metric == "ACA") & (table.model == variant)]
     mean, macro = lambda rows: float(rows.value.mean()) if len(rows) else None, lead.task.str.startswith("macro")
     return dict(aca_coarse=mean(lead[~macro & (lead.kind == "coarse")]), aca_fine=mean(lead[macro & (lead.kind == "fine")]))
+
+# %% ../nbs/15_zero_shot.ipynb #c6144c5a
+def show_answer(
+    model,                           # as in `classify`
+    image,                           # path, array or Pillow image
+    labels: Sequence[str],
+    modality: str = "CFP",
+    kind: str = "ensemble",          # of words
+    heat: Callable | None = None,    # (model, image, sentence) → (S, S) in 0–1, e.g. that of chapter 19.1
+    look_for: str = "",              # of the heat map; empty: the most probable label
+):
+    "One picture as the model sees it, perhaps a heat map, and a bar a label. Returns the figure. ValueError: what `classify` refuses, or a file that is no picture."
+    import matplotlib.pyplot as plt, textwrap
+    row = classify(model, [image], labels, modality, kind).iloc[0]
+    if row["error"]: raise ValueError(row["error"].partition(": ")[2] or row["error"])
+    p, asked = row.iloc[3:-1].astype(float), look_for.strip() or prompts(row["answer"], modality, "plain")[0]
+    fig, axes = plt.subplots(1, 3 if heat else 2, figsize=(8.5 if heat else 6, 2.5), layout="compressed", width_ratios=[1, 1, 1.1] if heat else [1, 1.3])
+    pixels = np.moveaxis(np.asarray(model.preprocess(image)), 0, -1)
+    for ax in axes[:-1]: ax.imshow(pixels); ax.axis("off")
+    if heat: axes[1].imshow(heat(model, image, asked), cmap="inferno", alpha=.6, vmin=0, vmax=1, extent=axes[0].get_images()[0].get_extent()); axes[1].set_title(textwrap.fill(asked, 30), fontsize=8)
+    bars = axes[-1]; bars.barh(range(len(p)), p, color=["C0" if k == row["answer"] else "0.75" for k in p.index])
+    bars.set_yticks(range(len(p)), [textwrap.shorten(k, 34, placeholder="…") for k in p.index]); bars.invert_yaxis()
+    for k, v in enumerate(p): bars.text(min(v, .82) + .01, k, f"{v:.1%}", va="center", fontsize=8)
+    bars.set(xlim=(0, 1), xlabel="probability among these labels")
+    fig.set_label(", ".join(f"{k} {v:.1%}" for k, v in p.items())); return fig
+
+# %% ../nbs/15_zero_shot.ipynb #9ab87cee
+def uploaded(file: dict) -> np.ndarray:      # uint8 (H, W, 3)
+    "A file of a FileUpload (name, content) as a picture. ValueError says what is wrong with it."
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / (Path(str(file["name"])).name or "picture"); path.write_bytes(bytes(file["content"]))
+        try: return decode(path)
+        except (ValueError, OSError) as err: raise ValueError(in_words(err).replace(f"{folder}{os.sep}", "")) from None
+
+def labels_of(text: str) -> list[str]:
+    "Labels as a person types them: one a line, or in one line between commas or semicolons. Empty ones are left out."
+    lines = [t for t in text.splitlines() if t.strip()]
+    return [t.strip() for t in (lines if len(lines) > 1 else re.split(r"[,;]", text)) if t.strip()]
+
+# %% ../nbs/15_zero_shot.ipynb #5397c17d
+def playground(
+    model,                               # as in `classify`; or the folder of a saved model or of a run
+    pictures: dict,                      # name → path, array or Pillow image; a name may begin with its modality
+    labels: Sequence[str] = ("normal", "glaucoma", "diabetic retinopathy"),
+    heat: Callable | None = None,        # see `show_answer`
+    interactive: bool | None = None,     # None: as someone is there or not
+):                                       # a widget; or the figure of the first picture
+    "Choose or upload a picture, type labels, see probabilities. In JupyterLab a wrong entry, or a run that trained no model yet, is answered in words."
+    here = someone_is_here() if interactive is None else interactive
+    if isinstance(model, (str, Path)):
+        from keepfit_nb.pretraining import KeepFIT
+        try: model = KeepFIT.from_pretrained(model)
+        except (OSError, ValueError) as err:
+            if not here: raise
+            return _sorry(f"{in_words(err)}. A model comes from chapter 13 (13_pretraining), or from `keepfit-nb run --profile demo`.")
+    shelf, of = list(pictures.items()), lambda name: name.split()[0] if name.split()[:1] and name.split()[0] in MODALITIES else "CFP"
+    if not shelf: raise ValueError("no picture to begin with: give one or more, name → picture")
+    if not here: return unshown(show_answer(model, shelf[0][1], labels, of(shelf[0][0]), heat=heat))
+    return _playground(model, shelf, of, "\n".join(labels), heat)
+
+def _sorry(text: str):
+    "Words in the place of a widget."
+    import html, ipywidgets as w
+    return w.HTML(f"<b style='color:#b00020'>{html.escape(text)}</b>")
+
+# %% ../nbs/15_zero_shot.ipynb #6ecd62c9
+def _playground(model, shelf: list, of: Callable, labels: str, heat: Callable | None):
+    "The widget: `browse` with a menu that grows by what is uploaded."
+    import ipywidgets as w
+    how = dict(style=dict(description_width="initial"))
+    menu, own = w.Dropdown(options=[(n, i) for i, (n, _) in enumerate(shelf)], description="picture", **how), w.FileUpload(description="your own picture", layout=w.Layout(width="180px"))
+    camera = w.Dropdown(options=MODALITIES, value=of(shelf[0][0]), description="modality", **how)
+    text = w.Textarea(labels, description="labels, one a line", rows=4, continuous_update=False, layout=w.Layout(width="420px"), **how)
+    def arrived(_):
+        if not own.value: return
+        shelf.extend((f["name"], f) for f in own.value)
+        menu.options = [(n, i) for i, (n, _) in enumerate(shelf)]; menu.value = len(shelf) - 1
+    own.observe(arrived, "value"); menu.observe(lambda c: setattr(camera, "value", of(shelf[c["new"]][0])) if c["new"] is not None else None, "value")
+    def draw(picture, labels, modality, wording, look_for=""):
+        image = shelf[picture][1]
+        return show_answer(model, uploaded(image) if isinstance(image, dict) else image, labels_of(labels), modality, wording, heat, look_for)
+    more = dict(look_for=w.Text("", placeholder="empty: the most probable label", description="look for", continuous_update=False, layout=w.Layout(width="420px"), **how)) if heat else {}
+    box = browse(draw, True, picture=menu, labels=text, modality=camera, wording=["ensemble", "plain", "definition"], **more)
+    box.children = (own, *box.children); return box

@@ -88,12 +88,16 @@ def test_review_with_and_without_a_person(book, tmp_path, monkeypatch):
     folder, _, pairs, _, _ = book; file = tmp_path / "d.csv"
     monkeypatch.delenv("JPY_SESSION_NAME", raising=False); monkeypatch.delenv("VSCODE_PID", raising=False)
     assert type(review(pairs.head(3), folder / "out", file)).__name__ == "Figure" and not file.exists()
-    cards = review(pairs.head(3), folder / "out", file, interactive=True).children
+    count, box, more = review(pairs.head(3), folder / "out", file, interactive=True, at_once=2).children; assert len(box.children) == 2
+    more.click(); cards = box.children; assert len(cards) == 3 and more.disabled and count.value.startswith("0 of 3")
     first = cards[0].children; words, buttons = first[1].children, first[2].children
     words[0].value = "Changed."; buttons[2].click(); cards[1].children[2].children[3].click()
     rows = list(read_decisions(file).values())
     assert [r["decision"] for r in rows] == ["edit", "reject"] and rows[0]["caption"] == "Changed."
-    assert len(review(pairs.head(3), folder / "out", file, interactive=True).children) == 1      # two are done
+    assert count.value.startswith("2 of 3"); words[0].value = words[1].value = " "; buttons[2].click(); assert "needs words" in buttons[-1].value and len(file.read_text().splitlines()) == 3
+    assert len(review(pairs.head(3), folder / "out", file, interactive=True).children[1].children) == 1      # two are done
+    lost = review(pairs.head(1).assign(image="images/gone.png", id="new"), folder / "out", file, interactive=True).children[1].children[0]
+    assert "images/gone.png is missing" in lost.children[0].value
 
 
 @pytest.fixture(scope="module")

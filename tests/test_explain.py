@@ -218,21 +218,6 @@ def test_show_failure(place, cache):
     assert len(fig.axes) == 3 and "50%" in fig.axes[1].get_title(); plt.close("all")
 
 
-def test_browse_without_anybody():
-    import matplotlib.pyplot as plt
-    seen = []; draw = lambda a, b: seen.append((a, b)) or plt.figure()
-    figures = ex.browse(draw, False, few=2, a={"one": 1, "two": 2, "three": 3}, b="words")
-    assert len(figures) == 2 and seen == [(1, "words"), (2, "words")]; plt.close("all")
-    with pytest.raises(ValueError, match="nothing to choose from"): ex.browse(draw, False, a=[])
-
-
-def test_browse_with_menus():
-    import ipywidgets as w, matplotlib.pyplot as plt
-    seen = []; box = ex.browse(lambda a, b: seen.append((a, b)) or plt.figure(), True, a={"one": 1, "two": 2}, b="words")
-    menu, text = box.children[0].children; assert isinstance(menu, w.Dropdown) and isinstance(text, w.Text)
-    menu.value = 2; text.value = "drusen"; assert seen == [(1, "words"), (2, "words"), (2, "drusen")]; plt.close("all")
-
-
 # ---- the stage
 
 def test_pointing_game_of_models(tmp_path):
