@@ -83,6 +83,8 @@ def variant_settings(settings: Settings, switches: dict, name: str = "") -> Sett
     "The settings of one variant. ValueError for an unknown switch, with the nearest."
     return check_section(merged(settings.model_dump(), dict(switches)), Settings, f"variant {name!r}")
 
+
+
 # %% ../nbs/13_pretraining.ipynb #f6453076
 class KeepFIT(nn.Module):
     "Image and text encoder with a shared space. In training `model(batch)` gives losses; otherwise `model(image, texts)` gives probabilities."
@@ -198,6 +200,8 @@ def contrast(self, v: Tensor, w: Tensor, batch: dict) -> dict[str, Tensor]:
     return terms | (dict(elite=clip_loss(gather(v[n:]), gather(w[n:]), None, scale)) if s.elite else {})
 
 KeepFIT.contrast = contrast
+
+
 
 # %% ../nbs/13_pretraining.ipynb #05ccd79f
 def name_tokens(self, grid: Tensor, pixels: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
