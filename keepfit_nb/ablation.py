@@ -194,8 +194,6 @@ def described(bundle: Bundle, each: int = 120) -> list[dict]:
     rows = {m: [r for r in bundle.records if r["modality"] == m] for m in MODALITIES}
     return [r[k] for r in rows.values() for k in np.linspace(0, len(r) - 1, min(each, len(r))).astype(int)]
 
-
-
 # %% ../nbs/20_ablation.ipynb #0cd70927
 def run_cell(
     bundle: Bundle,
@@ -313,8 +311,6 @@ def scores(study: Study) -> pd.DataFrame:
     each = pd.DataFrame(lines).groupby(["row", "seed", "kind", "modality"], as_index=False).aca.mean()
     every = each.groupby(["row", "seed", "kind"], as_index=False).aca.mean().assign(modality="all")
     return pd.concat([each, every], ignore_index=True)
-
-
 
 # %% ../nbs/20_ablation.ipynb #24c0479a
 def student(

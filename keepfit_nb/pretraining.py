@@ -83,8 +83,6 @@ def variant_settings(settings: Settings, switches: dict, name: str = "") -> Sett
     "The settings of one variant. ValueError for an unknown switch, with the nearest."
     return check_section(merged(settings.model_dump(), dict(switches)), Settings, f"variant {name!r}")
 
-
-
 # %% ../nbs/13_pretraining.ipynb #f6453076
 class KeepFIT(nn.Module):
     "Image and text encoder with a shared space. In training `model(batch)` gives losses; otherwise `model(image, texts)` gives probabilities."
@@ -103,8 +101,7 @@ class KeepFIT(nn.Module):
         n_elite: int = 0,                # elite pairs, for memory: all
         tokens: tuple[int, ...] = (),    # codes of the visual tokens and tokens along a patch; (): stage 11 says so
     ):
-        super().__init__()
-        seed_everything(seed)
+        super().__init__(); seed_everything(seed)
         self.encoders, self.size, self.crop, self.seed = encoders, size, crop, seed
         self.settings, self.about = settings or Settings(), dict(about or {})
         self.image_encoder = build_image_encoder(encoders, size).to(memory_format=torch.channels_last)      # convolutions are faster so
@@ -200,8 +197,6 @@ def contrast(self, v: Tensor, w: Tensor, batch: dict) -> dict[str, Tensor]:
     return terms | (dict(elite=clip_loss(gather(v[n:]), gather(w[n:]), None, scale)) if s.elite else {})
 
 KeepFIT.contrast = contrast
-
-
 
 # %% ../nbs/13_pretraining.ipynb #05ccd79f
 def name_tokens(self, grid: Tensor, pixels: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:

@@ -337,7 +337,7 @@ def show_found(photos: list[dict], picture: Callable, found: list[tuple], title:
         axes[0].text(0, .5, "\n".join(lines), va="center", fontsize=8)
     for ax, (row, s) in zip(axes, [] if texts else found):
         kin = "" if eye is None else "same eye: " if photos[row]["who"] == photos[eye]["who"] else "same disease: " if ill & set(photos[row]["categories"]) else "another: "
-        put(ax, row, f"{s:+.2f} {kin}{', '.join(photos[row]['categories'])}", {"": "k", "same eye: ": "#029e73", "same disease: ": "#b56a00"}.get(kin, "0.4"))
+        put(ax, row, f"{s:+.2f} {kin}{', '.join(photos[row]['categories'])}", {"": "k", "same eye: ": "C2", "same disease: ": "C1"}.get(kin, ".45"))
     fig.suptitle(title, fontsize=9); return fig
 
 # %% ../nbs/18_retrieval.ipynb #96463770
