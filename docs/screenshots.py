@@ -3,7 +3,7 @@
 Names: index explorer playground monitor reviewer book. Needs the development packages and a Chromium of the system. Chapters run on copies in a temporary folder, at a
 fraction of smoke size; the whole takes some minutes. Look at every picture before you commit it.
 """
-import io, json, subprocess, sys, tempfile
+import io, json, shutil, subprocess, sys, tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -14,16 +14,16 @@ NAMES = ("index", "explorer", "playground", "monitor", "reviewer", "book")
 MOST = 60_000       # bytes of a picture
 
 
-def keep(page, name: str, box=None) -> None:
-    "A screenshot with a palette, at most MOST bytes, into docs/screenshots."
+def keep(page, name: str, bottom: float = 0) -> None:
+    "A screenshot down to `bottom` (0: the whole window): as it is into build/screenshots, with a palette and at most MOST bytes into docs/screenshots."
     from PIL import Image
-    data = box.screenshot() if box is not None else page.screenshot()
-    image, colours = Image.open(io.BytesIO(data)).convert("RGB"), 128
+    size = page.viewport_size; clip = dict(x=0, y=0, width=size["width"], height=min(size["height"], bottom or size["height"]))
+    raw = ROOT / "build" / "screenshots" / f"{name}.png"; raw.parent.mkdir(parents=True, exist_ok=True); raw.write_bytes(page.screenshot(clip=clip))
+    image = Image.open(raw).convert("RGB")
     while True:
-        out = io.BytesIO(); image.quantize(colours, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
+        out = io.BytesIO(); image.quantize(192, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
         if len(out.getvalue()) <= MOST: break
-        if colours > 32: colours //= 2
-        else: image = image.resize((image.width * 9 // 10, image.height * 9 // 10), Image.Resampling.LANCZOS)
+        image = image.resize((image.width * 19 // 20, image.height * 19 // 20), Image.Resampling.LANCZOS)
     path = ROOT / "docs" / "screenshots" / f"{name}.png"; path.parent.mkdir(exist_ok=True); path.write_bytes(out.getvalue())
     print(f"{path.name}: {image.width} × {image.height}, {len(out.getvalue()) // 1000} KB", flush=True)
 
@@ -40,8 +40,9 @@ def shot(desk, name: str, first: str, find=None, act=lambda page, box: None, run
     if run:
         failed = [c["errors"] for c in lab.restart_and_run_all(page, 1500) if c["errors"]]
         if failed: sys.exit(f"{first} failed: {failed}")
-    if find: box = find(page); box.scroll_into_view_if_needed(); act(page, box); page.wait_for_timeout(500); box.evaluate("e => e.scrollIntoView({block: 'end'})")
-    page.wait_for_timeout(1500); keep(page, name)
+    if find: box = find(page); box.scroll_into_view_if_needed(); act(page, box); page.wait_for_timeout(500); box.evaluate("e => e.scrollIntoView({block: e.getBoundingClientRect().height > 600 ? 'start' : 'end'})")
+    page.wait_for_timeout(1500); place = box.bounding_box() if box else None
+    keep(page, name, place["y"] + place["height"] + 12 if place else 0)
 
 
 def labelled(label): return lambda page: lab.widget(page, label)
@@ -67,7 +68,7 @@ FEW = {"variants": {"keepfit": {"semantic": False}}, "pretraining.steps": 20, "c
 def model_folder(place: Path) -> str:
     "Code that names a trained model: that of runs/demo or runs/smoke where there is one, else one trained for a few steps."
     for run in ("demo", "smoke"):
-        if (ROOT / "runs" / run / "13_pretraining" / "default.json").exists(): return f"folder = {str(ROOT / 'runs' / run)!r}"
+        if (ROOT / "runs" / run / "13_pretraining" / "default.json").exists(): return f"folder = 'runs/{run}'"
     return f"from keepfit_nb.profiles import open_run\nfolder = open_run('15_zero_shot', 'smoke', {str(place / 'run')!r}, 0, {FEW!r}).need('13_pretraining')"
 
 
@@ -85,7 +86,7 @@ def playground(desk):
 
 def monitor(desk):
     place = desk[2]
-    notebook(place / "nbs" / "monitor.ipynb", "# A training, watched while it runs", "import torch, threading\nfrom pathlib import Path\nfrom keepfit_nb.training import Settings, fit, watch_training\nrun = Path(RUN)".replace("RUN", repr(str(place / "watched"))),
+    notebook(place / "nbs" / "monitor.ipynb", "# A training, watched while it runs", "import torch, threading\nfrom pathlib import Path\nfrom keepfit_nb.training import Settings, fit, watch_training\nrun = Path('../watched')",
              "class Ring(torch.nn.Module):\n    def __init__(self):\n        super().__init__(); torch.manual_seed(0); self.net = torch.nn.Sequential(torch.nn.Linear(2, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))\n"
              "    def forward(self, x): return {'loss': torch.nn.functional.cross_entropy(self.net(x), (x.norm(dim=1) > 1.2).long())}\n\n"
              "def batch(i):\n    if wait: threading.Event().wait(wait)\n    return torch.randn(64, 2, generator=torch.Generator().manual_seed(i))",
@@ -96,16 +97,19 @@ def monitor(desk):
 
 def reviewer(desk):
     place = desk[2]
-    notebook(place / "nbs" / "reviewer.ipynb", "# A human looks", "from pathlib import Path\nfrom keepfit_nb.atlas import Settings, read_atlas, review\nfrom keepfit_nb.profiles import resource\nout = Path(OUT); pairs, _, _ = read_atlas(resource('data', 'atlas', 'atlas.pdf'), out, Settings(ocr=False))".replace("OUT", repr(str(place / "pairs"))),
+    notebook(place / "nbs" / "reviewer.ipynb", "# A human looks", "from pathlib import Path\nfrom keepfit_nb.atlas import Settings, read_atlas, review\nfrom keepfit_nb.profiles import resource\nout = Path('../pairs'); pairs, _, _ = read_atlas(resource('data', 'atlas', 'atlas.pdf'), out, Settings(ocr=False))",
              "review(pairs, out, out / 'decisions.csv')")
     def act(page, box): box.get_by_role("button", name="accept").first.click(); box.get_by_role("button", name="reject").nth(1).click(); lab.until(page, lambda: "2 of" in box.inner_text(), 60)
     shot(desk, "reviewer", "reviewer", lambda page: page.locator(f"{lab.PANEL} .jp-OutputArea-child").filter(has=page.get_by_role("button", name="show more")).last, act)
 
 
 def book(place):
-    subprocess.run([sys.executable, ROOT / "nbs" / "make_docs.py", "--html", place / "html"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    "A page of the book of `make docs` where it is there, else of a book of one chapter."
+    html = ROOT / "_docs"
+    if not (html / "10_contrastive.html").exists():
+        html = place / "html"; subprocess.run([sys.executable, ROOT / "nbs" / "make_docs.py", "--html", html, "--chapters", "10"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     with lab.chromium_page(1280, 860) as page:
-        page.goto((place / "html" / "10_contrastive.html").as_uri()); page.wait_for_selector("mjx-container"); page.get_by_role("heading", name="One image, many right answers").first.scroll_into_view_if_needed()
+        page.goto((html / "10_contrastive.html").as_uri()); page.wait_for_selector("mjx-container"); page.get_by_role("heading", name="One image, many right answers").first.scroll_into_view_if_needed()
         page.wait_for_timeout(1000); keep(page, "book")
 
 
@@ -116,7 +120,7 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder); (place / "nbs").mkdir(); pages = [n for n in wanted if n != "book"]
         if pages:
-            lab.copy_chapter("index", place / "nbs", "")
+            for path in (ROOT / "nbs").glob("*.ipynb"): shutil.copy(path, place / "nbs")          # for the list at the left; only the small ones below are run
             with lab.jupyterlab(place / "nbs", place / "home") as where, lab.chromium_page(1280, 860) as page:
                 for name in pages: globals()[name]((page, where, place))
         if "book" in wanted: book(place)

@@ -506,7 +506,7 @@ def browse(
         values = {k: _values(c) for k, c in choices.items()}; first = next(iter(values))
         return Figures(unshown(draw(**{k: v[0] for k, v in values.items()} | {first: v})) for v in values[first][:few])
     import ipywidgets as w
-    pick, picture, words = {k: _handle(k, c) for k, c in choices.items()}, w.Image(format="png"), w.HTML()
+    pick, picture, words = {k: _handle(k, c) for k, c in choices.items()}, w.Image(format="png", layout=w.Layout(align_self="flex-start", max_width="100%")), w.HTML()
     again = telling(draw, picture, words)
     for p in pick.values(): p.observe(lambda _: again(**{k: v.value for k, v in pick.items()}), "value")
     again(**{k: v.value for k, v in pick.items()})

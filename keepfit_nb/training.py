@@ -20,7 +20,7 @@ from fastcore.basics import patch
 from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
 
-from .profiles import as_png, in_words, read_json, seed_everything, someone_is_here, write_json
+from .profiles import as_png, in_words, read_json, seed_everything, someone_is_here, unshown, write_json
 from .checkpoints import (Boards, append_curve, checkpoints, cut_curves, fill, load_checkpoint, locked, optimizer_tensors,
                                     random_state, read_curves, save_checkpoint, set_optimizer_tensors, set_random_state, stop_at_nan, unshared)
 from .loop_parts import Interrupts, Progress, autocast, get_accelerator, lr_factor, rows_of_step, someone_watches
@@ -329,10 +329,10 @@ def standings(folder: str | Path):         # pandas.DataFrame
     left = lambda s: "" if s["left"] is None else f"{s['left']:.0f} s" if s["left"] < 120 else f"{s['left'] / 60:.0f} min" if s["left"] < 7200 else f"{s['left'] / 3600:.1f} h"
     return pd.DataFrame([dict(training=n, state=s["state"], step=of(s), loss="" if s["loss"] is None else f"{s['loss']:.4g}", left=left(s)) for n, s in rows.items()])
 
-def draw_curves(folder: str | Path, what: str = "loss"):
-    "One column of the curves of every training at or below a folder. Returns the figure, made without pyplot, so that a thread may draw it."
-    from matplotlib.figure import Figure
-    fig = Figure(figsize=(7, 2.8)); ax = fig.subplots()
+def draw_curves(folder: str | Path, what: str = "loss", fig=None):
+    "One column of the curves of every training at or below a folder. Returns the figure: a thread brings its own, made without pyplot."
+    import matplotlib.pyplot as plt
+    fig = plt.figure(figsize=(7, 2.8)) if fig is None else fig; ax = fig.subplots()
     for name, p in trainings(folder).items():
         curves = read_curves(p)
         if what in curves: ax.plot(curves.step, curves[what], label=name, lw=1.5, marker="." if len(curves) < 3 else None)
@@ -349,16 +349,17 @@ def watch_training(
 ):                                     # a widget, or the figure
     "Table and curves of every training at or below a folder, renewed while a person looks. It reads files only: the training may run in any process, or in this notebook's next cell."
     if not (someone_is_here() if interactive is None else interactive):
-        table = standings(folder); print(table.to_string(index=False) if len(table) else _nothing(folder)); return draw_curves(folder, what) if len(table) else None
+        table = standings(folder); print(table.to_string(index=False) if len(table) else _nothing(folder)); return unshown(draw_curves(folder, what)) if len(table) else None
     import ipywidgets as w
-    words, picture, menu = w.HTML(), w.Image(format="png"), w.Dropdown(options=[what], description="curve")
+    from matplotlib.figure import Figure
+    words, picture, menu = w.HTML(), w.Image(format="png", layout=w.Layout(align_self="flex-start", max_width="100%")), w.Dropdown(options=[what], description="curve")
     again, timer = w.Button(description="refresh"), w.Checkbox(True, description=f"every {every:g} s", indent=False)
     def look(_=None):
         try:
             table = standings(folder); terms = sorted({c for p in trainings(folder).values() for c in read_curves(p).columns} - {"step"} | {what})
             if list(menu.options) != terms: kept = menu.value; menu.options = terms; menu.value = kept if kept in terms else what
             words.value = table.to_html(index=False, border=0) if len(table) else f"<b>{_nothing(folder)}</b>"
-            picture.value = as_png(draw_curves(folder, menu.value))
+            picture.value = as_png(draw_curves(folder, menu.value, Figure(figsize=(7, 2.8))))
         except (OSError, ValueError) as err: words.value = f"<b>{in_words(err)}</b>"          # a file in the middle of being replaced
     again.on_click(look); menu.observe(look, "value"); look(); _beat(str(Path(folder).resolve()), timer, look, every)
     return w.VBox([w.HBox([again, timer, menu]), words, picture])

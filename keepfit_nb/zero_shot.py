@@ -308,7 +308,7 @@ def show_answer(
     for ax in axes[:-1]: ax.imshow(pixels); ax.axis("off")
     if heat: axes[1].imshow(heat(model, image, asked), cmap="inferno", alpha=.6, vmin=0, vmax=1, extent=axes[0].get_images()[0].get_extent()); axes[1].set_title(textwrap.fill(asked, 30), fontsize=8)
     bars = axes[-1]; bars.barh(range(len(p)), p, color=["C0" if k == row["answer"] else "0.75" for k in p.index])
-    bars.set_yticks(range(len(p)), [textwrap.shorten(k, 34, placeholder="…") for k in p.index]); bars.invert_yaxis()
+    bars.set_yticks(range(len(p)), [textwrap.shorten(k, 34, placeholder="…") for k in p.index]); bars.invert_yaxis(); bars.grid(visible=False)
     for k, v in enumerate(p): bars.text(min(v, .82) + .01, k, f"{v:.1%}", va="center", fontsize=8)
     bars.set(xlim=(0, 1), xlabel="probability among these labels")
     fig.set_label(", ".join(f"{k} {v:.1%}" for k, v in p.items())); return fig

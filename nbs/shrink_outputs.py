@@ -1,4 +1,4 @@
-"""Smaller committed figures: PNG outputs of the chapters get a palette of 256 colours where that saves a fifth or more.
+"""Smaller committed figures: PNG outputs of the chapters get a palette of 256 colours where that saves a fifth or more; what is mostly photographs becomes a JPEG where that halves it again.
 
     python nbs/shrink_outputs.py [NOTEBOOK …]        all chapters without words; run after executing a chapter, before the commit
 """
@@ -19,12 +19,22 @@ def smaller(data: bytes) -> bytes:
     return out.getvalue() if len(out.getvalue()) < .8 * len(data) else data
 
 
+def as_jpeg(data: bytes) -> bytes | None:
+    "The picture as JPEG where that is less than half of it: grain compresses badly as PNG, lines and letters badly as JPEG."
+    out = io.BytesIO(); picture = Image.open(io.BytesIO(data)).convert("RGBA"); flat = Image.new("RGB", picture.size, "white"); flat.paste(picture, mask=picture.getchannel("A"))
+    flat.save(out, "JPEG", quality=85, optimize=True)
+    return out.getvalue() if len(out.getvalue()) < .5 * len(data) else None
+
+
 def shrink(path: Path) -> int:
     "Bytes saved in one notebook."
     notebook, before = json.loads(path.read_text(encoding="utf-8")), path.stat().st_size
     for output in (o for c in notebook["cells"] for o in c.get("outputs", [])):
         text = output.get("data", {}).get("image/png")
-        if text and len(text) > LEAST: output["data"]["image/png"] = base64.b64encode(smaller(base64.b64decode(text))).decode() + "\n" * text.endswith("\n")
+        if not text or len(text) <= LEAST: continue
+        data = smaller(base64.b64decode(text)); jpeg = as_jpeg(data) if len(data) > 2 * LEAST else None
+        output["data"]["image/jpeg" if jpeg else "image/png"] = base64.b64encode(jpeg or data).decode() + "\n" * text.endswith("\n")
+        if jpeg: del output["data"]["image/png"]
     path.write_text(json.dumps(notebook, ensure_ascii=False, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     return before - path.stat().st_size
 

@@ -128,7 +128,7 @@ def picture(box, number: int = 0) -> str:
     return box.locator("img.widget-image").nth(number).evaluate(BYTES)
 
 
-def until(page, test, seconds: float = 30):
+def until(page, test, seconds: float = 150):
     "Wait until test() is true; its value."
     end = time.monotonic() + seconds
     while time.monotonic() < end:
