@@ -92,6 +92,20 @@ def module_page(path: Path, chapter: str) -> tuple[str, int]:
     return "\n".join(head + blocks), count
 
 
+def public_names(package: Path) -> list[str]:
+    "The list of `__init__.pyi` as markdown: a table under each of its headings."
+    said = lambda module, name: next((ast.get_docstring(n) or "" for n in ast.parse((package / f"{module}.py").read_text(encoding="utf-8")).body
+                                      if getattr(n, "name", "") == name), "")
+    out, rows = [], []
+    for line in [*(package / "__init__.pyi").read_text(encoding="utf-8").splitlines(), "# "]:
+        if line.startswith("# "):
+            out += table(rows, ("name", "of module", "what it is")); rows = []
+            if line[2:]: out += ["", f"### {line[2:]}", ""]
+        elif found := re.fullmatch(r"from \.(\w+) import (.+)", line):
+            rows += [(f"`{n.split()[0]}`", f"[{found[1]}]({found[1]}.md)", cell(said(found[1], n.split()[0]).split("\n")[0])) for n in found[2].split(", ")]
+    return out
+
+
 def api_pages(package: Path, chapter_of: dict[str, str]) -> dict[str, str]:
     "{page name: markdown} for every module that documents something, and an index in the order of the chapters."
     order = {m: i for i, m in enumerate(chapter_of)}
@@ -101,7 +115,9 @@ def api_pages(package: Path, chapter_of: dict[str, str]) -> dict[str, str]:
         pages[path.stem], count = module_page(path, chapter_of.get(path.stem, ""))
         doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
         rows.append((chapter_of.get(path.stem, "").split("_")[0], f"[{path.stem}]({path.stem}.md)", str(count), cell(doc.split("\n")[0])))
-    index = ["# The library", "", "Every public name, module by module, in the order of the chapters. `from keepfit_nb import KeepFIT` is the front door; "
-             "everything else is imported from its module: `from keepfit_nb.contrastive import clip_loss`. A name that begins with an underscore may change without notice.",
+    index = ["# The library", "", "The public names first: `from keepfit_nb import KeepFIT, clip_loss`. They stay; type checkers and editors know them and what they take. "
+             "Below stands every module in the order of the chapters, with all that its chapter defines: `from keepfit_nb.contrastive import share_targets`. "
+             "Such a name may change when its chapter does, and one that begins with an underscore without notice.",
+             "", "## The public names", *public_names(package), "", "## Module by module",
              *table(rows, ("chapter", "module", "names", "what it does")), "```{toctree}", ":hidden:", "", *[r[1].split("[")[1].split("]")[0] for r in rows], "```", ""]
     return pages | {"index": "\n".join(index)}

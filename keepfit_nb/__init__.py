@@ -1,7 +1,12 @@
-"KeepFIT V2 in notebooks. The only module written by hand: version and lazy public names."
+"KeepFIT V2 in notebooks. The only module written by hand: the version, and the public names as __init__.pyi lists them."
+import ast
+from pathlib import Path
+
 __version__ = "0.1.0"
 
-_PUBLIC = {"KeepFIT": "pretraining"}
+# One list for people, type checkers and this module: name → the module that has it.
+_PUBLIC = {name.name: node.module for node in ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8")).body
+           if isinstance(node, ast.ImportFrom) for name in node.names}
 __all__ = ["__version__", *_PUBLIC]
 
 

@@ -1872,6 +1872,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'keepfit_nb.running.Chain.end_chapter': ('running.html#chain.end_chapter', 'keepfit_nb/running.py'),
                                     'keepfit_nb.running.Chain.entry': ('running.html#chain.entry', 'keepfit_nb/running.py'),
                                     'keepfit_nb.running.Chain.go': ('running.html#chain.go', 'keepfit_nb/running.py'),
+                                    'keepfit_nb.running.Chain.leave_out': ('running.html#chain.leave_out', 'keepfit_nb/running.py'),
                                     'keepfit_nb.running.Chain.ready': ('running.html#chain.ready', 'keepfit_nb/running.py'),
                                     'keepfit_nb.running.Chain.says': ('running.html#chain.says', 'keepfit_nb/running.py'),
                                     'keepfit_nb.running.Chain.watch_over': ('running.html#chain.watch_over', 'keepfit_nb/running.py'),

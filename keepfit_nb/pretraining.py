@@ -432,7 +432,7 @@ def _from_hub(name: str) -> Path:
         raise FileNotFoundError(f"{name!r} is neither a folder here nor a model in reach on the hub ({type(err).__name__})") from err
 
 # %% ../nbs/13_pretraining.ipynb #8e477d67
-def from_pretrained(cls, place: str | Path):
+def from_pretrained(cls, place: str | Path) -> KeepFIT:
     "Load a saved model, in evaluation mode, on the CPU. FileNotFoundError: nothing there; ValueError: what is there does not fit."
     folder = find_pretrained(place)
     config = read_json(folder / "config.json", {})

@@ -214,7 +214,7 @@ def is_built(run: Run, name: str) -> bool:
 @patch
 def ready(self: Chain) -> str | None:
     "The next chapter that may start now; None when all must wait."
-    if self.code or len(self.running) >= self.jobs: return None
+    if len(self.running) >= self.jobs: return None
     if self.jobs == 1 or not self.running: return next(iter(self.pending), None)
     built = {n for n in chapters() if n not in self.running and n not in self.pending and is_built(self.run, n)}
     for i, name in enumerate(self.pending):
@@ -247,6 +247,16 @@ def end_chapter(self: Chain, name: str) -> None:
     if entry["status"] == "ok": return
     self.code = self.code or (EXIT["failed"] if entry["kind"] == "cell" else EXIT["machine"])
     print(f"        {entry['error']}\n        see {name}/out.ipynb in the run folder; --resume goes on from here", file=sys.stderr)
+    self.leave_out(name, entry["kind"])
+
+@patch
+def leave_out(self: Chain, failed: str, kind: str) -> None:
+    "What no longer starts: everything with one job or on a full disk, otherwise what may read the failed chapter's artefact."
+    for name in list(self.pending):
+        needs, open_ended = touched(name)
+        if self.jobs > 1 and kind != "disk" and not open_ended and failed not in needs: continue
+        self.pending.remove(name); self.clock.expected.pop(name, None)
+        if self.jobs > 1: self.says(name, f"not run: it may need {failed}")
 
 @patch
 def watch_over(self: Chain) -> None:
@@ -265,7 +275,7 @@ def go(self: Chain) -> int:
     "Execute what is pending; returns the exit code. The manifest is complete afterwards, however it ended."
     start, pool = time.perf_counter(), ThreadPoolExecutor(self.jobs)
     try:
-        while self.running or (self.pending and not self.code):
+        while self.running or self.pending:
             while (name := self.ready()) is not None: self.begin_chapter(name, pool)
             if self.running: self.watch_over()
     except KeyboardInterrupt: self.code = EXIT["interrupted"]; print("interrupted; --resume goes on from here", file=sys.stderr)

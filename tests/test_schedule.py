@@ -93,6 +93,29 @@ def test_a_chapter_waits_for_what_it_needs(book):
     assert code == 0, manifest["chapters"]
 
 
+@pytest.mark.slow
+def test_with_two_jobs_a_failure_stops_only_what_may_need_it(book, capfd):
+    slow = "import time; time.sleep(4)"
+    needs = "if False: run.need('90_a')"
+    chapters = dict(a="raise ValueError('broken')", b=slow, c=needs, d="run.need('92_c') if False else None", e="print('free')", f="import os; os.listdir(str(run.dir) if 'run' in globals() else '.')")
+    code, manifest, place = book(**chapters)(jobs=2)
+    fates = {n: e["status"] for n, e in manifest["chapters"].items()}
+    assert fates == {"90_a": "failed", "91_b": "ok", "92_c": "not run", "93_d": "ok", "94_e": "ok", "95_f": "not run"}, fates
+    assert code == 1 and manifest["status"] == "failed" and manifest["exit_code"] == 1
+    log = (place / "log.txt").read_text()
+    assert "92_c not run: it may need 90_a" in log and "95_f not run: it may need 90_a" in log
+    # Mended, the same folder is completed, and nothing that ended well is executed again.
+    code, manifest, _ = book(**chapters | dict(a="1"))(jobs=2)
+    fates = {n: e["status"] for n, e in manifest["chapters"].items()}
+    assert code == 0 and fates["91_b"] == fates["94_e"] == "unchanged" and fates["92_c"] == fates["95_f"] == "ok", fates
+
+
+@pytest.mark.slow
+def test_one_after_the_other_it_stops_at_the_first_failure(book):
+    code, manifest, _ = book(a="raise ValueError('broken')", b="1")(jobs=1)
+    assert code == 1 and manifest["chapters"]["91_b"]["status"] == "not run"
+
+
 def test_a_full_disk_is_told(book, monkeypatch, capsys):
     go = book(a="print('x' * 10)", b="1")
     sizes = iter([5e9, 1e6]); usage = shutil.disk_usage("/")

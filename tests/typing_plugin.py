@@ -42,9 +42,7 @@ def add_patched(ctx: ClassDefContext) -> None:
                 analyzed = api.anal_type(function.unanalyzed_type.copy_modified(name=name))
                 if analyzed is None:
                     api.defer(); continue
-            analyzed = get_proper_type(analyzed)
-            if kind == "property" and isinstance(analyzed, CallableType): analyzed = analyzed.ret_type
-            var = Var(name, analyzed)
+            var = Var(name, get_proper_type(analyzed))
             var.info, var._fullname, var.is_initialized_in_class, var.is_ready = info, f"{info.fullname}.{name}", True, True
             var.is_property, var.is_classmethod, var.is_inferred = kind == "property", kind == "classmethod", True
             info.names[name] = SymbolTableNode(MDEF, var, plugin_generated=True)
