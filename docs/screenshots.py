@@ -19,11 +19,11 @@ def keep(page, name: str, bottom: float = 0) -> None:
     from PIL import Image
     size = page.viewport_size; clip = dict(x=0, y=0, width=size["width"], height=min(size["height"], bottom or size["height"]))
     raw = ROOT / "build" / "screenshots" / f"{name}.png"; raw.parent.mkdir(parents=True, exist_ok=True); raw.write_bytes(page.screenshot(clip=clip))
-    image = Image.open(raw).convert("RGB")
-    while True:
-        out = io.BytesIO(); image.quantize(192, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
+    whole = Image.open(raw).convert("RGB")
+    for scale, colours in ((1, 192), (1, 96), (.85, 128), (.85, 64), (.75, 96), (.75, 48), (.6, 96), (.6, 48), (.5, 64)):          # letters want pixels, eyes want colours
+        image, out = whole.resize((round(whole.width * scale), round(whole.height * scale)), Image.Resampling.LANCZOS), io.BytesIO()
+        image.quantize(colours, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
         if len(out.getvalue()) <= MOST: break
-        image = image.resize((image.width * 19 // 20, image.height * 19 // 20), Image.Resampling.LANCZOS)
     path = ROOT / "docs" / "screenshots" / f"{name}.png"; path.parent.mkdir(exist_ok=True); path.write_bytes(out.getvalue())
     print(f"{path.name}: {image.width} × {image.height}, {len(out.getvalue()) // 1000} KB", flush=True)
 
@@ -109,7 +109,7 @@ def book(place):
     if not (html / "10_contrastive.html").exists():
         html = place / "html"; subprocess.run([sys.executable, ROOT / "nbs" / "make_docs.py", "--html", html, "--chapters", "10"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     with lab.chromium_page(1280, 860) as page:
-        page.goto((html / "10_contrastive.html").as_uri()); page.wait_for_selector("mjx-container"); page.get_by_role("heading", name="Several right answers").first.scroll_into_view_if_needed()
+        page.goto((html / "10_contrastive.html").as_uri()); page.wait_for_selector("mjx-container", state="attached"); page.get_by_role("heading", name="Several right answers").first.scroll_into_view_if_needed()
         page.wait_for_timeout(1000); keep(page, "book")
 
 

@@ -105,8 +105,8 @@ def explore_eye(
     if not (someone_is_here() if interactive is None else interactive): return unshown(show_views(first))
     import ipywidgets as w
     hand = _handles(w, seed, disease)
-    wide = w.Layout(width=f"{int(1.05 * size)}px")
-    cells = {m: (w.Image(format="png", layout=wide), w.HTML(layout=wide)) for m in MODALITIES}
+    wide = lambda: w.Layout(width=f"{int(1.05 * size)}px")                # one each: what hides a picture must not hide its neighbours
+    cells = {m: (w.Image(format="png", layout=wide()), w.HTML(layout=wide())) for m in MODALITIES}
     words = w.HTML(); _wire(w, hand, cells, words, size)
     left = w.VBox([*hand.values(), words], layout=w.Layout(width="360px", flex="0 0 auto"))
     return w.Box([left, w.HBox([w.VBox([w.HTML(f"<b>{m}</b>"), *cells[m]]) for m in MODALITIES])], layout=w.Layout(flex_flow="row wrap"))

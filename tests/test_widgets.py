@@ -77,7 +77,7 @@ def test_explorer_draws_other_eyes_and_alters_this_one():
     from keepfit_nb.captions import explore_eye
     from keepfit_nb.eye import sample_eye
     box = explore_eye(1, "diabetic retinopathy", 64, interactive=True); h = hands(box); first = shown(box)
-    assert first[0][0][:4] == PNG and "retinopathy" in first[0][1].lower() and first[2][2] == "hidden" and "Nothing of diabetic retinopathy shows in OCT" in first[2][1]
+    assert first[0][0][:4] == PNG and first[0][2] == "visible" and "retinopathy" in first[0][1].lower() and first[2][2] == "hidden" and "Nothing of diabetic retinopathy shows in OCT" in first[2][1]
     assert h["cup ratio"].value == pytest.approx(sample_eye(1, "diabetic retinopathy").cup_ratio)
     h["blur"].value = .98; altered = shown(box); assert altered[0][0] != first[0][0] and altered[0][1] == first[0][1]       # the picture, not its words
     h["eye"].value = 2; assert shown(box)[0][1] != first[0][1] and h["blur"].value == pytest.approx(sample_eye(2, "diabetic retinopathy").blur)
