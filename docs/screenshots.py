@@ -109,7 +109,7 @@ def book(place):
     if not (html / "10_contrastive.html").exists():
         html = place / "html"; subprocess.run([sys.executable, ROOT / "nbs" / "make_docs.py", "--html", html, "--chapters", "10"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     with lab.chromium_page(1280, 860) as page:
-        page.goto((html / "10_contrastive.html").as_uri()); page.wait_for_selector("mjx-container"); page.get_by_role("heading", name="One image, many right answers").first.scroll_into_view_if_needed()
+        page.goto((html / "10_contrastive.html").as_uri()); page.wait_for_selector("mjx-container"); page.get_by_role("heading", name="Several right answers").first.scroll_into_view_if_needed()
         page.wait_for_timeout(1000); keep(page, "book")
 
 
