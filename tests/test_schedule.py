@@ -315,3 +315,16 @@ def test_dag_knows_what_waits_for_what(tmp_path):
     reach = {n: {n} for n in names}
     for n in names: reach[n] |= {m for a, b in schedules.arrows(names) if b == n for m in reach[a]}
     for n in names: assert order.touched(n)[0] & set(names) <= reach[n], "an arrow that was left out does not follow from the others"
+
+
+@pytest.mark.slow
+def test_airflow_itself_reads_the_dag(tmp_path):
+    "By choice: KEEPFIT_AIRFLOW is the python of an environment that has Airflow and its papermill provider (CONTRIBUTING.md)."
+    python = os.environ.get("KEEPFIT_AIRFLOW") or pytest.skip("KEEPFIT_AIRFLOW is not set: Airflow wants an environment of its own, see CONTRIBUTING.md")
+    path, = schedules.write_files("airflow", schedules.read_plan("weekly", {"only": ["15"]}), tmp_path)
+    code = "import runpy, sys; dag = runpy.run_path(sys.argv[1])['dag']; print('arrows:', *sorted(f'{a}>{t.task_id}' for t in dag.tasks for a in t.upstream_task_ids))"
+    done = subprocess.run([python, "-c", code, str(path)], cwd=tmp_path, capture_output=True, text=True, timeout=300,
+                          env={**os.environ, "AIRFLOW_HOME": str(tmp_path / "airflow"), "AIRFLOW__CORE__LOAD_EXAMPLES": "False", "PYTHONPATH": ""})
+    assert done.returncode == 0, done.stderr[-3000:]
+    names = schedules.with_needed(["15_zero_shot"])
+    assert set(done.stdout.split("arrows: ")[1].split()) == {f"{a}>{b}" for a, b in schedules.arrows(names)} | {f"folders>{n}" for n in names}
