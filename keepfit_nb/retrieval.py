@@ -325,14 +325,14 @@ def show_found(photos: list[dict], picture: Callable, found: list[tuple], title:
     "Answers of `found_by`; `picture(row)` gives an image (H, W, 3). Returns the figure."
     import matplotlib.pyplot as plt, textwrap
     texts = isinstance(found[0][0], str); n = (eye is not None) + (1 if texts else len(found))
-    fig, axes = plt.subplots(1, n, figsize=(9.5, 2.3), squeeze=False, layout="constrained", width_ratios=[1, 4] if texts and n == 2 else None); axes = list(axes[0])
+    fig, grid = plt.subplots(1, n, figsize=(9.5, 2.3), squeeze=False, layout="constrained", width_ratios=[1, 4] if texts and n == 2 else None); axes = list(grid[0])
     ill = set(photos[eye]["categories"]) if eye is not None else set()
     def put(ax, row, said, colour):
         ax.imshow(picture(row)); ax.set(xticks=[], yticks=[]); ax.set_title(textwrap.fill(said, 22), fontsize=7, color=colour)
         for s in ax.spines.values(): s.set(visible=True, color=colour, linewidth=2)
     if eye is not None: put(axes.pop(0), eye, f"this eye: {', '.join(photos[eye]['categories'])}", "k")
     if texts:
-        axes[0].axis("off"); own = set(photos[eye]["words"])
+        axes[0].axis("off"); own = set(photos[eye]["words"]) if eye is not None else set()
         lines = [f"{s:+.2f}  " + textwrap.shorten(t, 105, placeholder="…") + ("   ← its own" if t in own else "") for t, s in found]
         axes[0].text(0, .5, "\n".join(lines), va="center", fontsize=8)
     for ax, (row, s) in zip(axes, [] if texts else found):

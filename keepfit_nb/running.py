@@ -527,7 +527,7 @@ def compare(before: Annotated[Path, typer.Argument(help="folder of a run")], aft
     "What changed between two runs: code, data, parameters, versions, metrics, times."
     module = importlib.import_module("keepfit_nb.comparison")
     found = module.compare_runs(before, after)
-    print(json.dumps(found, indent=1, ensure_ascii=False) if as_json else module.in_words(found))
+    print(json.dumps(found, indent=1, ensure_ascii=False) if as_json else module.as_page(found))
     if check and not found["same"]: raise typer.Exit(1)
 
 @app.command()

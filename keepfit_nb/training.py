@@ -315,7 +315,7 @@ def standing(
     if (folder / "config.json").exists() or step is not None and step == total: return out | dict(state="done")
     if bad: return out | dict(state=f"stopped at step {bad.get('step')}: {bad.get('what')} is not finite")
     if not len(curves): return out
-    pace = curves.seconds.iloc[-1] / max(step, 1) if "seconds" in curves else 0.        # seconds a step
+    pace = curves.seconds.iloc[-1] / max(step or 0, 1) if "seconds" in curves else 0.        # seconds a step
     quiet = time.time() - (folder / "curves.jsonl").stat().st_mtime
     late = quiet > max(60., 5 * pace * plan.get("log_every", 1))
     return out | dict(state=f"quiet for {quiet / 60:.0f} min" if late else "running", left=pace * (total - step) if total and not late else None)
