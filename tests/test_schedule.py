@@ -142,10 +142,12 @@ def test_a_notebook_that_cannot_be_written(tmp_path, root):
 
 
 def test_an_interrupt_ends_every_kernel(book):
-    import _thread, psutil
-    go = book(a="import time; time.sleep(600)", b="import time; time.sleep(600)")
+    import _thread, psutil, signal
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)       # a shell that starts tests in the background has it ignored
+    go = book(a="import time; time.sleep(90)", b="import time; time.sleep(90)")
     threading.Timer(6, _thread.interrupt_main).start()
-    code, manifest, _ = go(jobs=2)
+    try: code, manifest, _ = go(jobs=2)
+    finally: signal.signal(signal.SIGINT, before)
     assert code == 130 and manifest["status"] == "interrupted" and {e["status"] for e in manifest["chapters"].values()} == {"interrupted"}
     mine = [c for c in psutil.Process().children(recursive=True) if c.status() != psutil.STATUS_ZOMBIE and "ipykernel" in " ".join(c.cmdline())]
     assert not mine
