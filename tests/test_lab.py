@@ -18,7 +18,7 @@ TINY = FEW | {"captions.diseases": ["normal", "glaucoma", "diabetic retinopathy"
 def place(tmp_path_factory):
     "A folder with the two chapters, their runs beside it. Afterwards the chapters of the checkout are as they were."
     folder = tmp_path_factory.mktemp("lab"); (folder / "nbs").mkdir()
-    state = lambda: (sorted(f.name for f in (lab.ROOT / "nbs").iterdir()), [(lab.ROOT / "nbs" / f"{n}.ipynb").read_bytes() for n in ("index", "03d_captions", "15_zero_shot")])
+    state = lambda: (sorted(f.name for f in (lab.ROOT / "nbs").iterdir() if f.name[0] != "."), [(lab.ROOT / "nbs" / f"{n}.ipynb").read_bytes() for n in ("index", "03d_captions", "15_zero_shot")])
     lab.copy_chapter("03d_captions", folder / "nbs", folder / "run", FEW); lab.copy_chapter("15_zero_shot", folder / "nbs", folder / "run15", TINY)
     before = state(); yield folder
     assert state() == before, "the lab wrote into the checkout"
