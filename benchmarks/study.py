@@ -11,12 +11,11 @@ from keepfit_nb.profiles import project_root, read_json, real_folder, source_fin
 
 NEEDED = ("03d", "05", "06", "07", "13", "13a", "14", "15", "16", "17", "17a", "17b", "18", "19", "21")      # the stages; the chapters between them add no result
 RESULTS = Path(__file__).parent / "results" / "study.json"
-VARIANTS = ("variants={public: {elite: false, semantic: false}, elite: {elite: true, semantic: false}, keepfit: {elite: true, semantic: true}, "
-            "v1: {compat: v1, elite: true, semantic: true, memory: 0}}")      # v1: KeepFIT V1, its defects included (chapter 12.3)
-SPARK = (VARIANTS, "seeds=[0, 1, 2]", "baselines.models=[{kind: supervised}]", "few_shot.shots=[1, 2, 4, 5, 8, 10, 16]",
+VARIANTS = "variants={{public: {{elite: false, semantic: false}}, {}keepfit: {{elite: true, semantic: true}}, v1: {{compat: v1, elite: true, semantic: true, memory: 0}}}}"     # v1: KeepFIT V1, its defects included (chapter 12.3)
+SPARK = (VARIANTS.format("elite: {elite: true, semantic: false}, "), "seeds=[0, 1, 2]", "baselines.models=[{kind: supervised}]", "few_shot.shots=[1, 2, 4, 5, 8, 10, 16]",
          "fine_tuning={enabled: true, training: {steps: 150}}", "segmentation.models=[start, public, keepfit]", "segmentation.n_train=48", "segmentation.n_val=16", "segmentation.n_test=40",
          "retrieval.eyes=100")
-REAL = (VARIANTS, "fine_tuning={enabled: true, tasks: 3, ways: [full], batch_size: 16, training: {steps: 80}}", "explain.eyes=0", "retrieval.eyes=0")      # a fine-tuning of 300 steps is for a GPU
+REAL = (VARIANTS.format(''), "fine_tuning={enabled: true, tasks: 3, ways: [full], batch_size: 16, training: {steps: 80}}", "explain.eyes=0", "retrieval.eyes=0")      # a fine-tuning of 300 steps is for a GPU
 TOLD = ("ACA", "AUC", "kappa", "Dice", "R@1", "R@10", "mAP", "nDCG@10", "BLEU", "ROUGE-L", "CIDEr", "findings F1", "pointing game", "pointing gain", "overlap", "heat inside", "same category")
 
 
