@@ -2,8 +2,10 @@
 
 `zero_shot_ratio`: a folder of JPEG files through `keepfit_nb.zero_shot.classify` against a loop as open kits run it, with the same encoder:
 each picture decoded with Pillow into 64-bit floats, resized by torch and padded, four pictures a batch, the words embedded anew with every
-batch. Wall time, all cores that the process may use; both sides alternate and the best round of each counts. The phantoms are written as
-JPEG files of 512 px; `$KEEPFIT_REAL` with a folder `images` takes their place when it is there.
+batch. Wall time, all cores that the process may use; both sides alternate and the best round of each counts. The files are photographs of
+`$KEEPFIT_REAL/images` where that is, else phantoms; the encoder is the demo's, at its 64 px, so that reading is most of the work, as it is
+with a large encoder on a GPU. `zero_shot_camera_ratio`: the same pictures at 2,000 px, as a camera leaves them. `zero_shot_224_ratio`: the
+small files with 224 px, where a CPU spends its time in the encoder, which is the same on both sides.
 `bootstrap_seconds`: 2,000 resamples of 10,000 predictions, 5 classes, 5 metrics (`bootstrap_all_seconds`: all seven), process time.
 `million_embeddings_*`: 1,000,000 simulated embeddings of 128 dimensions written, searched (16 questions, 10 nearest) and fetched (1,000 rows)
 in a process of its own; `million_embeddings_mb` is what that process held beyond an identical one with 100,000 rows.
@@ -26,30 +28,31 @@ from keepfit_nb.profiles import real_folder
 from keepfit_nb.zero_shot import classify, image_files, prototypes, sentence_vectors, zero_shot
 
 LABELS = ("normal", "glaucoma", "diabetic retinopathy", "macular hole")
-SIZE, DIM = 224, 128
+DIM, CAMERA = 128, 2000      # length of a vector; pixels of a camera's photograph
 
 
 class Encoder:
     "An image encoder from scratch with a random projection, and words hashed to vectors: the cost of a model, without its knowledge."
     scale = 20.
-    def __init__(self, name="resnet10t"):
-        torch.manual_seed(0); self.net = build_image_encoder(EncoderSettings(image_model=name), SIZE).eval(); self.out = None
-    def preprocess(self, file): return preprocess(file, SIZE)
+    def __init__(self, size: int, name="resnet10t"):
+        torch.manual_seed(0); self.size, self.out = size, None
+        self.net = build_image_encoder(EncoderSettings(image_model=name), size).eval().to(memory_format=torch.channels_last)      # as KeepFIT
+    def preprocess(self, file): return preprocess(file, self.size)
     def embed_images(self, pixels):
         with torch.inference_mode():
-            x = self.net(self.net.normalise(pixels))[0]
+            x = self.net(self.net.normalise(pixels).contiguous(memory_format=torch.channels_last))[0]
             if self.out is None: self.out = torch.randn(x.shape[1], DIM, generator=torch.Generator().manual_seed(0))
             return torch.nn.functional.normalize(x @ self.out, dim=1).numpy()
     def embed_text(self, texts): return np.stack([np.random.default_rng(abs(hash(t)) % 2**32).normal(size=DIM) for t in texts]).astype(np.float32)
 
 
-def float_batch(path):
-    "One picture as open kits load it: (3,SIZE,SIZE), 64-bit floats in 0–1; dark border kept."
+def float_batch(path, size):
+    "One picture as open kits load it: (3, size, size), 64-bit floats in 0–1; dark border kept."
     a = np.array(Image.open(path).convert("RGB"), dtype=float)
     if a.max() > 1: a /= 255
-    x = torch.tensor(np.transpose(a, (2, 0, 1))); scale = max(x.shape[-2:]) / SIZE
+    x = torch.tensor(np.transpose(a, (2, 0, 1))); scale = max(x.shape[-2:]) / size
     x = Resize((int(x.shape[-2] / scale), int(x.shape[-1] / scale)), antialias=True)(x)
-    return torch.nn.functional.pad(x, (0, SIZE - x.shape[-1], 0, SIZE - x.shape[-2]))
+    return torch.nn.functional.pad(x, (0, size - x.shape[-1], 0, size - x.shape[-2]))
 
 
 def loop(model, folder):
@@ -58,33 +61,30 @@ def loop(model, folder):
     files, said = image_files(folder), [prompts(x, "CFP", "ensemble") for x in LABELS]
     out = []
     for i in range(0, len(files), 4):
-        pixels = torch.stack([(float_batch(f) * 255).round().to(torch.uint8) for f in files[i:i + 4]])
+        pixels = torch.stack([(float_batch(f, model.size) * 255).round().to(torch.uint8) for f in files[i:i + 4]])
         place = prototypes(sentence_vectors(model, [s for x in said for s in x]), said)
         out += list(zero_shot(model.embed_images(pixels), place, model.scale))
     return np.array(out)
 
 
-def folder_of_jpegs(folder, n=48, side=1024):
-    "n simulated photographs as JPEG files, as large as a camera's small ones."
+def pictures(n=48):
+    "(n pictures, where they came from): real photographs where they are, else phantoms."
+    folder = real_folder() / "images"; files = image_files(folder)[:n] if folder.is_dir() else []
+    if len(files) == n: return [Image.open(f).convert("RGB") for f in files], "real photographs"
     from keepfit_nb.eye import sample_eye
     from keepfit_nb.fundus import render_fundus
-    eyes = [Image.fromarray(render_fundus(sample_eye(600_000 + i), 256)).resize((side, side), Image.Resampling.BICUBIC) for i in range(6)]
-    for i in range(n): eyes[i % 6].save(folder / f"{i:03d}.jpg", quality=90)
-    return folder
+    return [Image.fromarray(render_fundus(sample_eye(600_000 + i % 6), 256)) for i in range(n)], "phantoms"
 
 
-def zero_shot_speed(rounds=2):
-    "(fast, slow) pictures a second, and where they came from."
-    with tempfile.TemporaryDirectory() as tmp:
-        real = real_folder() / "images"
-        files = image_files(real)[:48] if real.is_dir() else []
-        source, folder = ("real photographs", Path(tmp)) if len(files) == 48 else ("phantoms", folder_of_jpegs(Path(tmp)))
-        for i, f in enumerate(files if source == "real photographs" else []): Image.open(f).convert("RGB").save(folder / f"{i:03d}.jpg", quality=92)
-        model, n = Encoder(), len(image_files(folder)); model.embed_images(torch.zeros(4, 3, SIZE, SIZE, dtype=torch.uint8))
+def zero_shot_speed(size, side=0, rounds=3):
+    "(fast, slow) pictures a second and where they came from; side: enlarged to so many pixels."
+    shown, source = pictures(); model = Encoder(size); model.embed_images(torch.zeros(4, 3, size, size, dtype=torch.uint8))
+    with tempfile.TemporaryDirectory() as folder:
+        for i, p in enumerate(shown): (p.resize((side, side), Image.Resampling.BICUBIC) if side else p).save(Path(folder) / f"{i:03d}.jpg", quality=92)
         best = {"fast": 0., "slow": 0.}
         for _ in range(rounds):
             for name, work in (("slow", lambda: loop(model, folder)), ("fast", lambda: classify(model, folder, LABELS))):
-                start = time.perf_counter(); work(); best[name] = max(best[name], n / (time.perf_counter() - start))
+                start = time.perf_counter(); work(); best[name] = max(best[name], len(shown) / (time.perf_counter() - start))
     return best["fast"], best["slow"], source
 
 
@@ -133,10 +133,13 @@ def million(n=1_000_000):
 
 def measure() -> dict:
     "`zero_shot_ratio`, `bootstrap_seconds`, `million_embeddings_*`, the rates behind them, the machine."
-    threads = torch.get_num_threads(); torch.set_num_threads(1)
-    try: fast, slow, source = zero_shot_speed()
+    threads, values = torch.get_num_threads(), {}; torch.set_num_threads(1)
+    try:
+        for name, how in dict(zero_shot=dict(size=64), zero_shot_camera=dict(size=64, side=CAMERA, rounds=2), zero_shot_224=dict(size=224)).items():
+            fast, slow, source = zero_shot_speed(**how)
+            values |= {f"{name}_ratio": fast / slow, f"{name}_per_second": fast, f"{name}_baseline_per_second": slow}
     finally: torch.set_num_threads(threads)
-    values = dict(zero_shot_ratio=fast / slow, zero_shot_per_second=fast, zero_shot_baseline_per_second=slow, **bootstrap_speed(), **million())
+    values |= bootstrap_speed() | million()
     return {k: round(float(v), 3) for k, v in values.items()} | dict(zero_shot_pictures=source,
            device=f"CPU, {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}")
 

@@ -63,14 +63,14 @@ def train_stack(
 
 # %% ../nbs/16.2_adapters.ipynb #43a45482
 def _first(numbers, d: int, seed: int, device) -> list[Tensor]:
-    "W1 (G, d/4, d), W2 (G, d, d/4) as torch begins a linear layer; support g always begins alike."
+    "W1 and W2 transposed, (G, d, d/4) and (G, d/4, d), as torch begins a linear layer; support g always begins alike."
     make, h = lambda g: torch.Generator().manual_seed(seed * 1_000_003 + int(g)), max(d // 4, 1)
     drawn = torch.stack([torch.rand(2, h * d, generator=make(g)) for g in numbers]).to(device) * 2 - 1
-    return [drawn[:, 0].unflatten(1, (h, d)) / d**.5, drawn[:, 1].unflatten(1, (d, h)) / h**.5]
+    return [drawn[:, 0].unflatten(1, (d, h)) / d**.5, drawn[:, 1].unflatten(1, (h, d)) / h**.5]
 
 def adapted(x: Tensor, w1: Tensor, w2: Tensor, ratio: float) -> Tensor:
     "Embeddings (…, S, d) behind the adapter, length 1."
-    return F.normalize(ratio * F.relu(F.relu(x @ w1.mT) @ w2.mT) + (1 - ratio) * x, dim=-1)
+    return F.normalize(ratio * F.relu(F.relu(x @ w1) @ w2) + (1 - ratio) * x, dim=-1)
 
 # %% ../nbs/16.2_adapters.ipynb #bca9027a
 def clip_adapter(
@@ -79,7 +79,7 @@ def clip_adapter(
     train, y,              # (M, d) training embeddings, (M,) classes
     supports: list,        # of positions in train
     scale: float = 100.,   # of the words
-    ratio: float = .2, lr: float = 1e-2, steps: int = 40, seed: int = 0, device="cpu",
+    ratio: float = .2, lr: float = 4e-3, steps: int = 20, seed: int = 0, device="cpu",
 ) -> np.ndarray:           # (G, N, C) probabilities
     "CLIP-Adapter (arXiv 2110.04544) for all supports at once; reduction 4."
     put = lambda a: torch.as_tensor(np.asarray(a, np.float32), device=device)
@@ -105,7 +105,7 @@ def tip_adapter_f(
     images, words,                          # (N, d), (C, d)
     train, y, supports: list,               # (M, d), (M,), positions
     scale: float = 100., alpha: float = 1., beta: float = 5.,
-    lr: float = 1e-2, steps: int = 40, device="cpu",
+    lr: float = 4e-3, steps: int = 20, device="cpu",
 ) -> np.ndarray:                            # (G, N, C) probabilities
     "Tip-Adapter-F (arXiv 2111.03930) for all supports at once; α and β as given, never searched. steps=0: Tip-Adapter."
     put = lambda a: torch.as_tensor(np.asarray(a, np.float32), device=device)

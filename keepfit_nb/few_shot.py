@@ -143,8 +143,8 @@ class Settings(BaseModel, extra="forbid"):
     alpha: float = 1.                              # Tip-Adapter, as published
     beta: float = Field(5., gt=0)
     ratio: float = Field(.2, ge=0, le=1)           # CLIP-Adapter, as published
-    steps: int = Field(40, ge=0)                   # of CLIP-Adapter and Tip-Adapter-F; all rows of a support in each
-    lr: float = Field(1e-2, gt=0)                  # of both; 1e-3 as published, where a step sees one image
+    steps: int = Field(20, ge=0)                   # of CLIP-Adapter and Tip-Adapter-F; all rows of a support in each
+    lr: float = Field(4e-3, gt=0)                  # of both; 1e-3 as published, where a step sees one image
     hold: float = Field(1., gt=0)                  # text probe: multiplies the hold of the words
     ridge: float = Field(1., gt=0)                 # λ of ridge
 

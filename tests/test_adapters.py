@@ -42,7 +42,7 @@ def test_together_is_apart(eyes, name):
 def test_clip_adapter_is_torchs(eyes, g):
     v, p, t, y, supports = eyes; put = lambda a: torch.as_tensor(a, dtype=torch.float32)
     layers = [torch.nn.Linear(16, 4, bias=False), torch.nn.Linear(4, 16, bias=False)]
-    for layer, w in zip(layers, ad._first([g], 16, 3, "cpu")): layer.weight.data = w[0].clone()
+    for layer, w in zip(layers, ad._first([g], 16, 3, "cpu")): layer.weight.data = w[0].T.clone()
     net = torch.nn.Sequential(layers[0], torch.nn.ReLU(), layers[1], torch.nn.ReLU()); mixed = lambda x: F.normalize(.3 * net(x) + .7 * x, dim=-1)
     opt = torch.optim.AdamW(net.parameters(), 5e-3, eps=1e-4); decay = torch.optim.lr_scheduler.CosineAnnealingLR(opt, 12)
     for _ in range(12):
