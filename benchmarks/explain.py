@@ -1,7 +1,7 @@
 """Does a trained model look where the lesion is? Chapter 19's pointing game on new simulated eyes, beside chance, the centre and another sentence.
 
-`python benchmarks/explain.py` trains a small model on expert pairs alone (a few minutes on one core: enough to beat the dart, not to find every
-lesion) and asks it; `--run runs/demo` asks the finished models of a run instead, which is the figure to quote. Means over the three cameras,
+Asked is the default variant of the study's part `spark` (`runs/study_spark`), or of the run given by `--run`. Without either, `--train` or a
+first `make study` trains a small model on expert pairs alone (a few minutes on one core: enough to beat the dart, not to find every lesion). Means over the three cameras,
 every kind of lesion counting the same; 95 % intervals over eyes.
 """
 import argparse, json, os, tempfile, time
@@ -17,7 +17,7 @@ from keepfit_nb.captions import Settings as Phantoms, jobs_of, make_row
 from keepfit_nb.encoders import Settings as Encoders, make_tokenizer, text_config
 from keepfit_nb.images import ImageCache, preprocess
 from keepfit_nb.pretraining import Settings as Pretraining, start_model, train_member
-from keepfit_nb.profiles import write_json
+from keepfit_nb.profiles import project_root, write_json
 
 DISEASES = ["branch retinal vein occlusion", "central serous chorioretinopathy", "macular scar", "papilledema", "choroidal nevus", "macular hole", "retinal detachment", "laser spot"]
 
@@ -68,27 +68,34 @@ def centre(settings, size: int, seed: int, diseases=None) -> float:
     return explain.mean_interval(hits, q.eye, q.modality + q.asked, 2)[0][0]
 
 
-def measure(n: int = 150, steps: int = 240, eyes: int = 48, seed: int = 0, size: int = 64) -> dict:
+def measure() -> dict:
+    "pointing_game of the study's default variant; of a model trained here where the study's run is missing."
+    folder = project_root() / "runs" / "study_spark"
+    return of_run(folder) if (folder / "13_pretraining" / "default.json").exists() else of_training()
+
+
+def of_training(n: int = 150, steps: int = 240, eyes: int = 48, seed: int = 0, size: int = 64) -> dict:
     "pointing_game of a small model trained here, and what stands beside it."
     began, settings = time.perf_counter(), explain.Settings(eyes=eyes, bootstrap=1000)
     with tempfile.TemporaryDirectory() as folder: models = trained(Path(folder), n, steps, seed, size)
     return figures(models, settings, size, True, seed, "elite", DISEASES) | dict(centre=centre(settings, size, seed, DISEASES), train=3 * n, steps=steps, seconds=time.perf_counter() - began)
 
 
-def of_run(run_dir: str, eyes: int = 200, variant: str = "") -> dict:
+def of_run(run_dir: str | Path, eyes: int = 200, variant: str = "") -> dict:
     "The same figures for the finished models of a run."
     from keepfit_nb.pretraining import KeepFIT, find_pretrained
     from keepfit_nb.profiles import read_json
     folder = Path(run_dir) / "13_pretraining"; default = read_json(folder / "default.json"); variant = variant or default["variant"]
     model = KeepFIT.from_pretrained(find_pretrained(folder / variant / str(default["seed"])))
-    return figures([(variant, default["seed"], model)], explain.Settings(eyes=eyes), model.size, model.crop, default["seed"], variant)
+    settings = explain.Settings(eyes=eyes)
+    return figures([(variant, default["seed"], model)], settings, model.size, model.crop, default["seed"], variant) | dict(centre=centre(settings, model.size, default["seed"]))
 
 
 if __name__ == "__main__":
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument("--run", help="folder of a finished run"); p.add_argument("--variant", default=""); p.add_argument("--json")
+    p.add_argument("--run", help="folder of a finished run"); p.add_argument("--train", action="store_true", help="train a small model and ask that"); p.add_argument("--variant", default=""); p.add_argument("--json")
     for name, default in (("n", 150), ("steps", 240), ("eyes", 48), ("seed", 0)): p.add_argument(f"--{name}", type=int, default=default)
     a = p.parse_args()
-    values = of_run(a.run, a.eyes, a.variant) if a.run else measure(a.n, a.steps, a.eyes, a.seed)
+    values = of_run(a.run, a.eyes, a.variant) if a.run else of_training(a.n, a.steps, a.eyes, a.seed) if a.train else measure()
     for k, v in values.items(): print(f"{k}: {round(v, 4) if isinstance(v, float) else v}")
     if a.json: Path(a.json).write_text(json.dumps(values, indent=1))

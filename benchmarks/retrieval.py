@@ -1,8 +1,8 @@
-"""How much memory and time does an exact search among a million vectors take? And what does the newest run say of retrieval across cameras?
+"""How much memory and time does an exact search among a million vectors take? And what does the study's run say of retrieval across cameras?
 
 A gallery of 1,000,000 × 128 numbers in half precision lies on disk, memory-mapped; the baseline, written here, holds all scores and sorts them,
 on a part of the gallery that it can hold. Memory is the growth of the process's own peak, without the file's pages. The figures across cameras
-come from the results of a finished run (demo by default): the newest in `runs`, or the folder given. Run alone (`python benchmarks/retrieval.py`)
+come from the results of a finished run: that of the study's part `spark`, or the folder given. Run alone (`python benchmarks/retrieval.py`)
 or through `make study`.
 """
 import os, sys, tempfile, time, tracemalloc
@@ -46,15 +46,12 @@ def across_cameras(run_dir=None):
     "R@10 of the default variant and of chance, mean over seeds, CFP → OCT of the same eye; {} without such a run."
     import pandas as pd
     from keepfit_nb.profiles import read_json
-    runs = [Path(run_dir)] if run_dir else sorted((project_root() / "runs").glob("*demo*"), key=lambda p: p.stat().st_mtime, reverse=True)
-    for folder in runs:
-        path = folder / "18_retrieval" / "results.parquet"
-        if not path.exists(): continue
-        t = pd.read_parquet(path); t = t[(t.task == "phantoms CFP to OCT, same eye") & (t.metric == "R@10")]
-        variant = read_json(folder / "13_pretraining" / "default.json", {}).get("variant", "keepfit")
-        mean = {m: float(t[t.model == m].value.mean()) for m in (variant, "chance", "start") if (t.model == m).any()}
-        if variant in mean: return dict(cfp_to_oct_r10=round(mean[variant], 4), **{f"cfp_to_oct_r10_{m}": round(mean[m], 4) for m in ("chance", "start") if m in mean}, eyes=int(t.n.iloc[0]))
-    return {}
+    folder = Path(run_dir or project_root() / "runs" / "study_spark"); path = folder / "18_retrieval" / "results.parquet"
+    if not path.exists(): return {}
+    t = pd.read_parquet(path); t = t[(t.task == "phantoms CFP to OCT, same eye") & (t.metric == "R@10")]
+    mean, variant = t.groupby("model").value.mean().round(4), read_json(folder / "13_pretraining" / "default.json", {}).get("variant", "keepfit")
+    if variant not in mean: return {}
+    return dict(cfp_to_oct_r10=float(mean[variant]), **{f"cfp_to_oct_r10_{m}": float(v) for m, v in mean.items()}, eyes=int(t.n.iloc[0]))
 
 
 def measure(run_dir=None, rows=ROWS) -> dict:
