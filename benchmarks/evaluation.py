@@ -73,7 +73,8 @@ def pictures(n=48):
     if len(files) == n: return [Image.open(f).convert("RGB") for f in files], "real photographs"
     from keepfit_nb.eye import sample_eye
     from keepfit_nb.fundus import render_fundus
-    return [Image.fromarray(render_fundus(sample_eye(600_000 + i % 6), 256)) for i in range(n)], "phantoms"
+    eyes = [Image.fromarray(render_fundus(sample_eye(600_000 + i), 256)) for i in range(6)]
+    return [eyes[i % 6] for i in range(n)], "phantoms"
 
 
 def zero_shot_speed(size, side=0, rounds=3):

@@ -17,7 +17,7 @@ def readme():
     text, resources = exporter.from_filename(str(ROOT / "nbs" / "index.ipynb"), resources={"unique_key": "readme", "output_files_dir": "docs"})
     text = re.sub(r"\n{3,}", "\n\n", text).strip()
     text = re.sub(r"\]\((?!https?:|#|docs/readme)([\w./-]+\.(?:ipynb|md|yaml|png))\)", lambda m: f"]({os.path.normpath('nbs/' + m[1])})", text)
-    text = re.sub(r"!\[png\]\(([^)]+)\)(\s+\*)([^*]+)\*", lambda m: f"![{m[3].split('. ')[0].rstrip('.')}]({m[1]}){m[2]}{m[3]}*", text)      # the caption is the alt text
+    text = re.sub(r"!\[(?:png|jpeg)\]\(([^)]+)\)(\s+\*)([^*]+)\*", lambda m: f"![{m[3].split('. ')[0].rstrip('.')}]({m[1]}){m[2]}{m[3]}*", text)      # the caption is the alt text
     pictures = {ROOT / k: v for k, v in resources.get("outputs", {}).items()}
     return "<!-- made from nbs/index.ipynb by `make docs`; edit there -->\n" + text + "\n", pictures
 
