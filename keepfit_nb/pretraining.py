@@ -10,9 +10,9 @@ __all__ = ['CELLS', 'PATCH_DIM', 'IMAGE_FILES', 'BEGIN_WITH', 'Parts', 'Settings
 
 # %% ../nbs/13_pretraining.ipynb #5704bef1
 import argparse, functools, json, os, re, shutil, tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar, cast
 
 import numpy as np, torch
 from pydantic import BaseModel, Field, model_validator
@@ -291,7 +291,9 @@ def as_pixels(
 # %% ../nbs/13_pretraining.ipynb #52800257
 IMAGE_FILES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
 
-def _evaluating(method):
+_Method = TypeVar("_Method", bound=Callable)
+
+def _evaluating(method: _Method) -> _Method:
     "Run a method in evaluation mode without gradients, and leave the model's mode as it was."
     @functools.wraps(method)
     def call(self, *args, **kwargs):
@@ -299,7 +301,7 @@ def _evaluating(method):
         try:
             with torch.inference_mode(): return method(self, *args, **kwargs)
         finally: self.train(was)
-    return call
+    return cast(_Method, call)
 
 @_evaluating
 def embed_images(self,

@@ -68,8 +68,8 @@ def test_prompt_playground(page, server, place):
 
 def test_make_lab_opens_the_first_page(page, root, tmp_path):
     "The command of `make lab`, as make prints it: JupyterLab on this machine only, its address that of the index; the page comes up with its kernel."
-    import shlex, subprocess
-    line = subprocess.run(["make", "-n", "lab"], cwd=root, capture_output=True, text=True).stdout.strip().splitlines()[-1]
+    import os, shlex, subprocess
+    line = subprocess.run(["make", "--no-print-directory", "-n", "lab"], cwd=root, capture_output=True, text=True, env={k: v for k, v in os.environ.items() if not k.startswith("MAKE")}).stdout.strip().splitlines()[-1]
     first, *words = shlex.split(line); assert first.endswith("/jupyter") and words[0] == "lab" and words[-1] == "nbs/index.ipynb" and "--ip=127.0.0.1" in words
     with lab.jupyterlab(root, tmp_path / "home", [sys.executable, "-m", "jupyter", *words]) as (address, token):
         lab.open_chapter(page, address, token, "nbs/index"); assert page.locator(".jp-RenderedMarkdown h1").first.inner_text().strip().startswith("keepfit_nb")
