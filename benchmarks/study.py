@@ -46,9 +46,10 @@ def settings(*words):
 
 
 def tell(rows, name):
-    "benchmarks/results/<name>.csv: every protocol and model, mean over the seeds; of single fine questions only the means stay."
+    "benchmarks/results/<name>.csv: every protocol and model, mean over the seeds; of single fine questions only the means stay, of few-shot only ACA."
     keys = ["model", "set", "task", "kind", "modality", "protocol", "shots", "metric"]
     rows = rows[rows.metric.isin(TOLD) & (rows.task.str.startswith("macro") | ~rows.task.str.contains(": "))].fillna({"shots": 0})
+    rows = rows[(rows.shots == 0) | (rows.metric == "ACA")]
     means = rows.groupby(keys, sort=False).agg(value=("value", "mean"), low=("low", "mean"), high=("high", "mean"), n=("n", "mean"), seeds=("seed", "nunique")).reset_index()
     means.to_csv(RESULTS.with_name(f"{name}.csv"), index=False, float_format="%.4f", lineterminator="\n")
 

@@ -23,7 +23,7 @@ from .evaluation import Settings as EvaluationSettings, Task, resample, select, 
 from .images import ImageCache
 from .knowledge import canonical
 from .pretraining import BEGIN_WITH, Settings as PretrainingSettings, train_member, variant_settings
-from .profiles import MODALITIES, browse, in_words, nearest, nested, read_json, someone_is_here, stage, write_json
+from .profiles import MODALITIES, browse, complaint, in_words, nearest, nested, read_json, someone_is_here, stage, write_json
 from .zero_shot import logit_scale, prototypes, sentence_vectors, task_sentences, zero_shot
 
 # %% ../nbs/20_ablation.ipynb #cf18c05d
@@ -476,8 +476,8 @@ def explore_study(
         try: study = Study(study)
         except (OSError, ValueError, KeyError) as err:
             if not here: raise
-            import html, ipywidgets as w
-            return w.HTML(f"<b>No study in {html.escape(Path(study).name)} ({html.escape(in_words(err))}). Run chapter 20, or python -m keepfit_nb.ablation.</b>")
+            import ipywidgets as w
+            return w.HTML(complaint(f"No study in {Path(study).name} ({in_words(err)}). Run chapter 20, or python -m keepfit_nb.ablation."))
     kinds = [k for k in KINDS if any(q["kind"] == k for q in study.questions)]
     modalities = ["all", *(m for m in MODALITIES if any(q["modality"] == m for q in study.questions))]
     def draw(kind, modality, against, rows): return forest(chosen_gains(study, list(rows), against, kind, modality, n), title=f"{kind} questions, {modality}").figure

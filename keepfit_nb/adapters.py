@@ -79,7 +79,7 @@ def clip_adapter(
     train, y,              # (M, d) training embeddings, (M,) classes
     supports: list,        # of positions in train
     scale: float = 100.,   # of the words
-    ratio: float = .2, lr: float = 4e-3, steps: int = 20, seed: int = 0, device="cpu",
+    ratio: float = .2, lr: float = 2e-3, steps: int = 50, seed: int = 0, device="cpu",
 ) -> np.ndarray:           # (G, N, C) probabilities
     "CLIP-Adapter (arXiv 2110.04544) for all supports at once; reduction 4."
     put = lambda a: torch.as_tensor(np.asarray(a, np.float32), device=device)

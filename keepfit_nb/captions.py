@@ -26,7 +26,7 @@ from .fundus import render_fundus
 from .layers import LAYERS
 from .oct import render_oct
 from .phrases import phrases, tree_of, write
-from .profiles import MODALITIES, Run, in_words, nearest, resource, someone_is_here, stage, unshown
+from .profiles import MODALITIES, Run, complaint, nearest, resource, someone_is_here, stage, unshown
 from .speech import caption, fact_entry, phase_of, shown_facts, tidy, visible_facts
 
 # %% ../nbs/03d_captions.ipynb #a194ce14
@@ -120,7 +120,7 @@ def _wire(w, hand: dict, cells: dict, words, size: int) -> None:
     def paint(_=None):
         if quiet: return
         try: seen = views(replace(eye(), **{k: hand[k].value for k in LATENTS}), size, hand["language"].value)
-        except ValueError as err: words.value = f"<b style='color:#b00020'>{in_words(err)}</b>"; return
+        except ValueError as err: words.value = complaint(err); return
         words.value = ""
         for m, (image, said) in seen.items():
             cells[m][0].layout.visibility = "hidden" if image is None else "visible"; cells[m][1].value = f"<div style='line-height: 1.35; font-size: 12px'>{said}</div>"

@@ -143,8 +143,10 @@ class Settings(BaseModel, extra="forbid"):
     alpha: float = 1.                              # Tip-Adapter, as published
     beta: float = Field(5., gt=0)
     ratio: float = Field(.2, ge=0, le=1)           # CLIP-Adapter, as published
-    steps: int = Field(20, ge=0)                   # of CLIP-Adapter and Tip-Adapter-F; all rows of a support in each
-    lr: float = Field(4e-3, gt=0)                  # of both; 1e-3 as published, where a step sees one image
+    clip_steps: int = Field(50, ge=0)              # of CLIP-Adapter; all rows of a support in each
+    clip_lr: float = Field(2e-3, gt=0)             # 1e-3 as published, where a step sees one image; so the next
+    tip_steps: int = Field(20, ge=0)               # of Tip-Adapter-F
+    tip_lr: float = Field(4e-3, gt=0)
     hold: float = Field(1., gt=0)                  # text probe: multiplies the hold of the words
     ridge: float = Field(1., gt=0)                 # λ of ridge
 
@@ -169,8 +171,8 @@ def _answers(bench: Bench, model: str, seed: int, task, words: dict, support: li
     if not words: return out
     v, f, p, scale = unit(features.of(test)), unit(features.of(train)), words[task.name], float(words["scale"])
     make = {"prototype": lambda: prototype_probs(v, f, support, scale), "Tip-Adapter": lambda: tip_adapter(v, p, f, support, scale, s.alpha, s.beta),
-            "Tip-Adapter-F": lambda: tip_adapter_f(v, p, f, y, flat, scale, s.alpha, s.beta, s.lr, s.steps, device),
-            "CLIP-Adapter": lambda: clip_adapter(v, p, f, y, flat, scale, s.ratio, s.lr, s.steps, bench.draw_seed(task.name), device),
+            "Tip-Adapter-F": lambda: tip_adapter_f(v, p, f, y, flat, scale, s.alpha, s.beta, s.tip_lr, s.tip_steps, device),
+            "CLIP-Adapter": lambda: clip_adapter(v, p, f, y, flat, scale, s.ratio, s.clip_lr, s.clip_steps, bench.draw_seed(task.name), device),
             "text probe": lambda: text_probe(v, p, f, y, flat, scale, s.hold, device), "ridge": lambda: ridge(v, f, y, flat, C, s.ridge)}
     return out | {k: make[k]() for k in chosen}
 

@@ -8,7 +8,7 @@ __all__ = ['Modality', 'MODALITIES', 'DISCLAIMER', 'TOP_KEYS', 'in_checkout', 'r
            'Profile', 'profile_names', 'nested', 'merged', 'load_profile', 'check_section', 'pick_device',
            'suggest_profile', 'seed_everything', 'Stage', 'stage', 'source_fingerprint', 'find_stage', 'versions',
            'peak_memory_gb', 'Run', 'merge_metrics', 'open_run', 'someone_is_here', 'as_png', 'unshown', 'Figures',
-           'in_words', 'telling', 'browse']
+           'in_words', 'complaint', 'telling', 'browse']
 
 # %% ../nbs/00_profiles.ipynb #a5a382a0
 import ast, difflib, errno, functools, hashlib, importlib, importlib.util, json, os, re, shutil, subprocess, sys, time
@@ -245,12 +245,24 @@ def stage(
 
 # %% ../nbs/00_profiles.ipynb #27b33d10
 @functools.lru_cache(maxsize=None)
-def _statements(source: str) -> frozenset[str]:
-    "The statements of some code as text, without imports, docstrings, comments and layout."
+def _statements(source: str) -> dict[str, str]:
+    "The statements of some code as text → what each defines; without imports, docstrings, comments and layout."
     skip = (ast.Import, ast.ImportFrom)
     named = lambda n: isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == "__all__"
     plain = lambda n: isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant)
-    return frozenset(ast.dump(n) for n in ast.parse(source).body if not isinstance(n, skip) and not named(n) and not plain(n))
+    def defines(n):
+        if isinstance(n, (ast.FunctionDef, ast.ClassDef)):       # a method that was added by @patch: with the class it belongs to
+            first = getattr(getattr(n, "args", None), "args", [])[:1]
+            return " ".join([n.name, *(ast.dump(a.annotation) for a in first if a.annotation)])
+        return " ".join(map(ast.dump, getattr(n, "targets", [getattr(n, "target", n)])))
+    return {ast.dump(n): defines(n) for n in ast.parse(source).body if not isinstance(n, skip) and not named(n) and not plain(n)}
+
+def _as_edited(source: str, cells: Iterable[str]) -> set[str]:
+    "The statements of a module, those replaced that the cells define otherwise; of a cell run twice, the last counts."
+    ours, last = _statements(source), {}
+    for cell in cells: last.update({what: text for text, what in _statements(cell).items()})
+    edited = {what for what, text in last.items() if text not in ours}
+    return {text for text, what in ours.items() if what not in edited} | set(last.values())
 
 @functools.lru_cache(maxsize=None)
 def _imported(source: str) -> frozenset[str]:
@@ -277,14 +289,14 @@ def _module_source(name: str) -> str:
     return path.read_text(encoding="utf-8") if path.exists() else ""
 
 def source_fingerprint(module: str, cells: Iterable[str] = ()) -> str:
-    "Hash of a module's statements and of all modules of ours behind it; `cells` stand in for the module's own file."
-    todo, seen, found = [module], set(), set()
+    "Hash of a module's statements and of all modules of ours behind it; what `cells` define otherwise replaces what the module's file says."
+    todo, seen, found, cells = [module], set(), set(), list(cells)
     while todo:
         name = todo.pop()
         if name in seen: continue
         seen.add(name)
-        text = "\n".join(cells) if name == module and cells else _module_source(name)
-        found |= _statements(text); todo += _imported(text)
+        text, edits = _module_source(name), cells if name == module else []
+        found |= _as_edited(text, edits); todo += _imported("\n".join([text, *edits]))
     return hashlib.sha256("\n".join(sorted(found)).encode()).hexdigest()[:16]
 
 # %% ../nbs/00_profiles.ipynb #e60e51ee
@@ -482,13 +494,18 @@ def in_words(err: BaseException) -> str:
     if isinstance(err, OSError) and err.strerror: return f"{err.strerror}: {Path(err.filename).name}" if err.filename else err.strerror
     return str(err.args[0]) if isinstance(err, KeyError) and err.args else str(err) or type(err).__name__
 
+def complaint(said: BaseException | str) -> str:
+    "What went wrong, in red: HTML for a widget."
+    from html import escape
+    return f"<b style='color:#b00020'>{escape(said if isinstance(said, str) else in_words(said))}</b>"
+
 def telling(draw: Callable, picture, words) -> Callable:
     "`draw(**chosen)` whose figure goes into the widget `picture`, and its label (`figure.set_label`) or its complaint into `words`."
     from html import escape
     def again(**chosen):
         words.value = "<i>drawing …</i>"
         try: figure = draw(**chosen)
-        except (ValueError, LookupError, OSError, RuntimeError) as err: words.value = f"<b style='color:#b00020'>{escape(in_words(err))}</b>"
+        except (ValueError, LookupError, OSError, RuntimeError) as err: words.value = complaint(err)
         else: words.value, picture.value = escape(figure.get_label()), as_png(figure)
     return again
 

@@ -23,7 +23,7 @@ from .decoding import decode
 from .evaluation import Bench, Task, write_table
 from .knowledge import KINDS, TEMPLATES, canonical, load_knowledge, prompts
 from .measures import best_thresholds, interval, macro_replicates, per_class, replicates
-from .profiles import MODALITIES, browse, in_words, nearest, open_run, someone_is_here, stage, unshown
+from .profiles import MODALITIES, browse, complaint, in_words, nearest, open_run, someone_is_here, stage, unshown
 
 # %% ../nbs/15_zero_shot.ipynb #806bf915
 def softmax(x) -> np.ndarray:
@@ -341,16 +341,12 @@ def playground(
         try: model = KeepFIT.from_pretrained(model)
         except (OSError, ValueError) as err:
             if not here: raise
-            return _sorry(f"{in_words(err)}. A model comes from chapter 13 (13_pretraining), or from `keepfit-nb run --profile demo`.")
+            import ipywidgets as w
+            return w.HTML(complaint(f"{in_words(err)}. A model comes from chapter 13 (13_pretraining), or from `keepfit-nb run --profile demo`."))
     shelf, of = list(pictures.items()), lambda name: name.split()[0] if name.split()[:1] and name.split()[0] in MODALITIES else "CFP"
     if not shelf: raise ValueError("no picture to begin with: give one or more, name → picture")
     if not here: return unshown(show_answer(model, shelf[0][1], labels, of(shelf[0][0]), heat=heat))
     return _playground(model, shelf, of, "\n".join(labels), heat)
-
-def _sorry(text: str):
-    "Words in the place of a widget."
-    import html, ipywidgets as w
-    return w.HTML(f"<b style='color:#b00020'>{html.escape(text)}</b>")
 
 # %% ../nbs/15_zero_shot.ipynb #6ecd62c9
 def _playground(model, shelf: list, of: Callable, labels: str, heat: Callable | None):

@@ -136,3 +136,14 @@ def test_fingerprint_follows_imports(monkeypatch):
     before = p.source_fingerprint("a"); sources["b"] = "def f(): return 2"
     assert p.source_fingerprint("a") != before
     sources["b"] = "def f():   # back\n    return 1"; assert p.source_fingerprint("a") == before
+
+
+def test_fingerprint_of_a_notebook_in_the_middle(monkeypatch):
+    "Cells not run yet count as the file has them; a cell that says something else counts as it stands, and the last time it was run."
+    source = "def g(): return 1\ndef h(): return 2\nclass A: pass\nclass B: pass\ndef size(self: A): return 1\ndef size(self: B): return 2\nA.size, B.size = size, size"
+    monkeypatch.setattr(p, "_module_source", lambda name: source if name == "a" else "")
+    whole, cells = p.source_fingerprint("a"), source.splitlines()
+    for n in range(len(cells) + 1): assert p.source_fingerprint("a", cells[:n]) == whole
+    assert p.source_fingerprint("a", ["def g(): return 3"]) != whole and p.source_fingerprint("a", ["def size(self: B): return 3"]) != whole
+    assert p.source_fingerprint("a", ["def g(): return 3", "def g():  # as it was\n    return 1"]) == whole
+    assert p.source_fingerprint("a", ["def new(): pass"]) != whole

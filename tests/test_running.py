@@ -1,5 +1,5 @@
 "Chapter 22: the chain, its manifest, its exit codes, killed processes, the command line."
-import contextlib, json, os, shutil, signal, subprocess, sys, time
+import contextlib, json, os, re, shutil, signal, subprocess, sys, time
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,8 @@ def ended_well(folder, names):
     assert list(manifest["chapters"]) == names
     for name, entry in manifest["chapters"].items():
         assert entry["status"] == "ok" and entry["seconds"] > 0 and isinstance(entry["metrics"], dict), name
-        assert (folder / name / "out.ipynb").exists()
+        built = set(re.findall(r"building (\w+) …", (folder / name / "out.ipynb").read_text(encoding="utf-8")))
+        assert not (built - {name}) & set(names), f"{name} built again what an earlier chapter had built"
     assert manifest["parameters"]["name"] == "smoke" and manifest["versions"]["torch"] and manifest["commit"]
     assert str(folder) not in (folder / "manifest.json").read_text()
     page = (folder / "21_report" / "report.html").read_text()
