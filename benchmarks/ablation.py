@@ -2,7 +2,7 @@
 
     python benchmarks/ablation.py bundle DIR                    the chain to the image cache, then one parcel of 35 MB
     python benchmarks/ablation.py draw DIR                      the same where `datasets` is missing: eyes are drawn by all cores (16 cores: half a minute)
-    python benchmarks/ablation.py learn DIR --device cuda       after `draw`: text encoder (chapter 09) and visual tokens (chapter 11)
+    python benchmarks/ablation.py learn DIR --device cuda       after `draw`: text encoder (chapter 09), visual tokens (chapter 11), first weights of the image encoder
     python -m keepfit_nb.ablation --bundle DIR --out OUT …      train and examine, on any machine; leaves OUT/study.json
     python benchmarks/ablation.py report OUT/study.json         scores, gains, forest plot → benchmarks/results/ablation.*
     python benchmarks/ablation.py study DIR                     all of it on this machine: draw, learn, train, report; goes on where it was stopped
@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from keepfit_nb.ablation import Study, _bundle, describe_bundle, forest, gains, main as train, report
+from keepfit_nb.ablation import FIRST_WEIGHTS, Study, _bundle, describe_bundle, forest, gains, main as train, report
 from keepfit_nb.encoders import Settings as EncoderSettings
+from keepfit_nb.pretraining import Settings as PretrainingSettings
 from keepfit_nb.profiles import load_profile, open_run, read_json, write_json
 
 UNSEEN = ["macular hole", "retinitis pigmentosa"]
@@ -22,7 +23,7 @@ DISEASES = ["normal", "diabetic retinopathy", "diabetic macular edema", "branch 
             "retinal vasculitis", "epiretinal membrane", "vitreomacular traction", "retinal detachment", *UNSEEN]
 SIZES = dict(n_public=3000, n_elite=600, n_eval_train=0, n_eval_test=2040, size=64)
 EYES = 2026      # seed of the simulated eyes; settings were chosen on other eyes (seed 0)
-BEGINNING = dict(text_steps=600, token_steps=800)      # of the text encoder and the image tokenizer that some rows begin with
+BEGINNING = dict(text_steps=600, token_steps=800, image_steps=800)      # of the text encoder and the image tokenizer that some rows begin with; of the image encoder that all begin with
 STEPS, SETTINGS = 400, ["batch_size=48", "sentences=.5", "reference_start=.4"]
 RESULTS = Path(__file__).parent / "results"
 
@@ -64,26 +65,35 @@ def draw(folder, sizes, processes):
     return describe_bundle(folder, sizes["size"], True, len(drawn), roles, UNSEEN, encoders)
 
 
-def learn(folder, device, text_steps, token_steps):
-    "What some rows begin with: the text encoder, pretrained on the filtered corpus, and the image tokenizer, learned on training pictures."
+def learn(folder, device, text_steps, token_steps, image_steps):
+    """What the rows begin with, each unless it is there: the text encoder, pretrained on the filtered corpus; the image tokenizer; and an image
+    encoder that was taught the public categories, in place of ImageNet's weights, which all rows begin with."""
     import torch
+    from safetensors.torch import save_file
     from keepfit_nb.appearance import Settings as TokenSettings, count_tokens
+    from keepfit_nb.baselines import train_supervised
     from keepfit_nb.images import ImageCache
     from keepfit_nb.knowledge import corpus, without_terms
     from keepfit_nb.text_pretraining import Settings as TextSettings, train_text
     from keepfit_nb.tokenizer import save_tokenizer, share_used, teach, teaching_rows
-    folder, device, about = Path(folder), torch.device(device), {}
-    for name in ("09_text_pretraining", "11_appearance"): (folder / name).mkdir(exist_ok=True)
+    folder, device, about, cache = Path(folder), torch.device(device), {}, ImageCache(Path(folder) / "unpacked")
     encoders = EncoderSettings(**read_json(folder / "bundle.json")["encoders"])
-    text = TextSettings(steps=text_steps, precision="fp32", batch_size=32, max_tokens=96, term_share=.1, save_seconds=0)
-    about |= train_text(encoders, without_terms(corpus(), UNSEEN)[0], folder / "tokenizer", text, folder / "09_text_pretraining", 0, device)
-    cache = ImageCache(folder / "unpacked"); rows = teaching_rows(cache)
-    teacher, _ = teach(cache, TokenSettings(steps=token_steps, precision="fp32"), folder / "work", 0, device)
-    teacher = teacher.to(device); rows = rows[:: max(1, len(rows) // 2000)]
-    tokens = torch.cat([teacher.encode(cache.batch(part).to(device)).cpu() for part in np.array_split(rows, -(-len(rows) // 100))])
-    save_tokenizer(teacher.cpu(), folder / "11_appearance"); np.save(folder / "11_appearance" / "counts.npy", count_tokens(tokens.numpy(), teacher.codes).numpy())
-    for name in ("work", "09_text_pretraining/checkpoints"): shutil.rmtree(folder / name, ignore_errors=True)
-    return about | dict(codebook_use=round(float(share_used(tokens, teacher.codes)), 4))
+    if not (folder / "09_text_pretraining" / "model").exists():
+        (folder / "09_text_pretraining").mkdir(exist_ok=True)
+        text = TextSettings(steps=text_steps, precision="fp32", batch_size=32, max_tokens=96, term_share=.1, save_seconds=0)
+        about |= train_text(encoders, without_terms(corpus(), UNSEEN)[0], folder / "tokenizer", text, folder / "09_text_pretraining", 0, device)
+    if not (place := folder / "11_appearance" / "counts.npy").exists():
+        place.parent.mkdir(exist_ok=True); rows = teaching_rows(cache)
+        teacher, _ = teach(cache, TokenSettings(steps=token_steps, precision="fp32"), folder / "work", 0, device)
+        teacher = teacher.to(device); rows = rows[:: max(1, len(rows) // 2000)]
+        tokens = torch.cat([teacher.encode(cache.batch(part).to(device)).cpu() for part in np.array_split(rows, -(-len(rows) // 100))])
+        save_tokenizer(teacher.cpu(), place.parent); np.save(place, count_tokens(tokens.numpy(), teacher.codes).numpy())
+        about |= dict(codebook_use=round(float(share_used(tokens, teacher.codes)), 4))
+    if not (first := folder / FIRST_WEIGHTS).exists():
+        model = train_supervised(folder / "work_images", encoders, cache, PretrainingSettings(steps=image_steps, batch_size=48, lr=2e-3, precision="fp32"), 99, True, device, label="first weights")
+        save_file({k: v.cpu().contiguous() for k, v in model.image_encoder.model.state_dict().items()}, first)
+    for name in ("work", "work_images", "09_text_pretraining/checkpoints"): shutil.rmtree(folder / name, ignore_errors=True)
+    return about
 
 
 def captions_of(study):
@@ -112,7 +122,7 @@ def measure(folder="runs/study_ablation", processes=os.cpu_count(), device="cpu"
     "The whole study in `folder`, cell by cell, and on with what is there: five seeds of every row, ten of the main ones; flat values."
     folder = Path(folder); bundle = folder / "bundle"
     if not (bundle / "bundle.json").exists(): draw(bundle, SIZES, processes)
-    if not (bundle / "11_appearance" / "counts.npy").exists(): learn(bundle, device, **BEGINNING)
+    learn(bundle, device, **BEGINNING)
     train([str(w) for w in ("--bundle", bundle, "--out", folder, "--seeds", "0-4", "--more-seeds", "5-9", "--steps", STEPS, "--processes", processes, "--device", device, "--set", *SETTINGS)])
     return write_report(folder / "study.json")
 
@@ -121,13 +131,13 @@ def main():
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ask.add_argument("what", choices=["bundle", "draw", "learn", "report", "study"]); ask.add_argument("place")
     for name, value in SIZES.items(): ask.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
-    ask.add_argument("--device", default="cpu"); ask.add_argument("--text-steps", type=int, default=BEGINNING["text_steps"]); ask.add_argument("--token-steps", type=int, default=BEGINNING["token_steps"])
+    ask.add_argument("--device", default="cpu"); ask.add_argument("--text-steps", type=int, default=BEGINNING["text_steps"]); ask.add_argument("--token-steps", type=int, default=BEGINNING["token_steps"]); ask.add_argument("--image-steps", type=int, default=BEGINNING["image_steps"])
     ask.add_argument("--processes", type=int, default=os.cpu_count()); ask.add_argument("--run-dir", default="runs/study_ablation")
     a = ask.parse_args(); sizes = {k: getattr(a, k) for k in SIZES}
     if a.what == "study": print(json.dumps(measure(a.place, a.processes, a.device), indent=1))
     elif a.what == "report": print(json.dumps(write_report(a.place), indent=1))
     elif a.what == "draw": print(draw(a.place, sizes, a.processes))
-    elif a.what == "learn": print(learn(a.place, a.device, a.text_steps, a.token_steps))
+    elif a.what == "learn": print(learn(a.place, a.device, a.text_steps, a.token_steps, a.image_steps))
     else: print(bundle(a.place, sizes, a.run_dir))
 
 

@@ -112,6 +112,26 @@ def test_a_cell_is_repeatable_and_a_study_resumes(parcel, tmp_path, monkeypatch,
     assert study.rows == ["elite"] and json.dumps(study.plain)
 
 
+def test_cells_of_another_study_are_set_aside(parcel, tmp_path, capsys):
+    bundle, s = Bundle(parcel), settings(steps=2)
+    run_cell(bundle, tmp_path, "elite", grid()["elite"], 0, s); run_cell(bundle, tmp_path, "public", grid()["public"], 0, s.model_copy(update=dict(lr=2e-3)))
+    assert run_grid(parcel, tmp_path, [("elite", grid()["elite"], 0)], s) == []
+    assert "public.0.json is of another study" in capsys.readouterr().out and (tmp_path / "other" / "public.0.json").exists() and (tmp_path / "elite.0.json").exists()
+
+
+def test_first_weights_of_a_bundle(parcel, tmp_path):
+    "All rows begin with them; another file is another study."
+    import shutil, torch
+    from safetensors.torch import save_file
+    from keepfit_nb.encoders import build_image_encoder
+    shutil.copytree(parcel, tmp_path / "b"); plain = Bundle(tmp_path / "b"); s = settings(steps=1)
+    first = build_image_encoder(plain.encoders, plain.cache.size).model.state_dict()
+    save_file({k: torch.full_like(v, .01) if v.is_floating_point() else v for k, v in first.items()}, tmp_path / "b" / ablation.FIRST_WEIGHTS)
+    own = Bundle(tmp_path / "b"); begun = build_image_encoder(own.encoders, own.cache.size).model.state_dict()
+    assert plain.encoders.image_pretrained == "false" and all((v == .01).all() for k, v in begun.items() if v.is_floating_point())
+    assert ablation.study_mark(parcel, s) != ablation.study_mark(tmp_path / "b", s)
+
+
 @pytest.mark.slow
 def test_processes_share_the_work(parcel, tmp_path):
     cells = [(r, grid()[r], s) for s in (0, 1) for r in ("public", "elite")] + [("elite+text", grid()["elite+text"], 0)]
