@@ -203,6 +203,7 @@ def study_mark(folder: Path, settings: PretrainingSettings) -> str:
     parts = [(Path(folder) / n).read_bytes() if (Path(folder) / n).exists() else b"" for n in ("bundle.json", FIRST_WEIGHTS)]
     return hashlib.sha256(settings.model_dump_json().encode() + b"".join(hashlib.sha256(p).digest() for p in parts)).hexdigest()[:16]
 
+# %% ../nbs/20_ablation.ipynb #23e3d86d
 def run_cell(
     bundle: Bundle,
     out: Path,                    # <row>.<seed>.json goes here
@@ -262,6 +263,7 @@ def set_aside(out: Path, mark: str, rows: dict[str, dict]) -> None:
         if cell.get("study") == mark and rows.get(cell.get("row"), cell.get("switches")) == cell.get("switches"): continue
         (Path(out) / "other").mkdir(exist_ok=True); os.replace(f, Path(out) / "other" / f.name); print(f"{f.name} is of another study: put into other/", flush=True)
 
+# %% ../nbs/20_ablation.ipynb #f667a57b
 def run_grid(
     folder: Path,                  # a bundle
     out: Path,                     # the cells' files

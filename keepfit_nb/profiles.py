@@ -257,6 +257,7 @@ def _statements(source: str) -> dict[str, str]:
         return " ".join(map(ast.dump, getattr(n, "targets", [getattr(n, "target", n)])))
     return {ast.dump(n): defines(n) for n in ast.parse(source).body if not isinstance(n, skip) and not named(n) and not plain(n)}
 
+# %% ../nbs/00_profiles.ipynb #0f9918e5
 def _as_edited(source: str, cells: Iterable[str]) -> set[str]:
     "The statements of a module, those replaced that the cells define otherwise; of a cell run twice, the last counts."
     ours, last = _statements(source), {}
@@ -494,6 +495,7 @@ def in_words(err: BaseException) -> str:
     if isinstance(err, OSError) and err.strerror: return f"{err.strerror}: {Path(err.filename).name}" if err.filename else err.strerror
     return str(err.args[0]) if isinstance(err, KeyError) and err.args else str(err) or type(err).__name__
 
+# %% ../nbs/00_profiles.ipynb #923a683d
 def complaint(said: BaseException | str) -> str:
     "What went wrong, in red: HTML for a widget."
     from html import escape
