@@ -261,9 +261,12 @@ def _statements(source: str) -> dict[str, str]:
 def _as_edited(source: str, cells: Iterable[str]) -> set[str]:
     "The statements of a module, those replaced that the cells define otherwise; of a cell run twice, the last counts."
     ours, last = _statements(source), {}
-    for cell in cells: last.update({what: text for text, what in _statements(cell).items()})
-    edited = {what for what, text in last.items() if text not in ours}
-    return {text for text, what in ours.items() if what not in edited} | set(last.values())
+    for cell in cells:
+        said: dict[str, set[str]] = {}
+        for text, what in _statements(cell).items(): said.setdefault(what, set()).add(text)
+        last |= said
+    edited = {what for what, texts in last.items() if not texts <= ours.keys()}
+    return {text for text, what in ours.items() if what not in edited}.union(*last.values())
 
 @functools.lru_cache(maxsize=None)
 def _imported(source: str) -> frozenset[str]:
