@@ -10,7 +10,8 @@
 import argparse, json, multiprocessing, os, shutil, tempfile
 from pathlib import Path
 
-import numpy as np
+import numpy as np, pandas as pd
+from PIL import Image
 
 from keepfit_nb.ablation import FIRST_WEIGHTS, Study, _bundle, describe_bundle, forest, gains, main as train, report
 from keepfit_nb.encoders import Settings as EncoderSettings
@@ -111,10 +112,12 @@ def write_report(file):
     study = Study(file); values = report(study, RESULTS) | captions_of(study)
     values |= {f"fine.gain_over_{old}{end}": values[key] for old in ("elite", "public") for end in ("", ".low", ".high")
                if (key := f"fine.gain.keepfit_over_{old}{end}") in values}
-    for name in ("scores", "means", "gains"): os.replace(RESULTS / f"{name}.csv", RESULTS / f"ablation_{name}.csv")
+    for name in ("scores", "means", "gains"):
+        pd.read_csv(RESULTS / f"{name}.csv").round(4).to_csv(RESULTS / f"ablation_{name}.csv", index=False, lineterminator="\n"); (RESULTS / f"{name}.csv").unlink()
     write_json(RESULTS / "ablation.json", values)
     ax = forest(gains(study, ["fine"]), title="fine-grained questions")
     ax.figure.savefig(RESULTS / "ablation.png", dpi=110, bbox_inches="tight")
+    Image.open(RESULTS / "ablation.png").convert("RGB").quantize(64).save(RESULTS / "ablation.png", optimize=True)
     return values
 
 
