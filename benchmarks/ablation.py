@@ -92,7 +92,7 @@ def learn(folder, device, text_steps, token_steps, image_steps):
         about |= dict(codebook_use=round(float(share_used(tokens, teacher.codes)), 4))
     if not (first := folder / FIRST_WEIGHTS).exists():
         model = train_supervised(folder / "work_images", encoders, cache, PretrainingSettings(steps=image_steps, batch_size=48, lr=2e-3, precision="fp32"), 99, True, device, label="first weights")
-        save_file({k: v.cpu().contiguous() for k, v in model.image_encoder.model.state_dict().items()}, first)
+        save_file({k: v.cpu().contiguous() for k, v in model.image_encoder.model.state_dict().items()}, part := first.with_suffix(".part")); os.replace(part, first)
     for name in ("work", "work_images", "09_text_pretraining/checkpoints"): shutil.rmtree(folder / name, ignore_errors=True)
     return about
 

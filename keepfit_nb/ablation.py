@@ -534,6 +534,7 @@ def main(words: list[str] | None = None) -> int:
         if r not in grid(): ask.error(nearest(r, grid(), "row"))
     cells = [(r, grid()[r], s) for s in a.seeds for r in a.rows] + [(r, grid()[r], s) for s in a.more_seeds for r in a.main]
     left = run_grid(a.bundle, Path(a.out) / "cells", cells, study_settings(a.steps, a.set), a.processes, a.device, a.minutes, a.unpack, a.keep)
+    if not any((Path(a.out) / "cells").glob("*.json")): print("study: no cell is done; the lines above say why"); return 1
     plain = collect(Bundle(a.bundle, a.unpack), Path(a.out) / "cells")
     (Path(a.out) / "study.json").write_text(json.dumps(plain, ensure_ascii=False), encoding="utf-8")
     if a.report: write_json(Path(a.out) / "ablation.json", report(Study(plain), Path(a.out)))

@@ -140,6 +140,27 @@ def test_processes_share_the_work(parcel, tmp_path):
     assert sorted(f.name for f in tmp_path.glob("*.json")) == ["elite.0.json", "elite.1.json", "public.0.json", "public.1.json"]
 
 
+@pytest.mark.slow
+def test_cut_first_weights_are_named(parcel, tmp_path, capfd):
+    "The command says what is wrong and ends with 1, without a traceback."
+    import shutil
+    shutil.copytree(parcel, tmp_path / "b"); (tmp_path / "b" / ablation.FIRST_WEIGHTS).write_bytes(b"cut")
+    assert ablation.main(["--bundle", str(tmp_path / "b"), "--out", str(tmp_path / "out"), "--rows", "public", "--seeds", "0", "--steps", "1", "--device", "cpu"]) == 1
+    said = capfd.readouterr().out
+    assert "cut short or damaged" in said and "no cell is done" in said
+
+
+def test_thinned_bundle(parcel, monkeypatch):
+    "The trials of benchmarks/injection.py with fewer elite pairs: same pictures, same questions."
+    from keepfit_nb.profiles import project_root
+    monkeypatch.syspath_prepend(str(project_root() / "benchmarks"))
+    import injection
+    whole, thin = Bundle(parcel), Bundle(injection.thinned(parcel, 4))
+    assert len(thin.cache.records("elite")) == 3 and thin.cache.records("public") == whole.cache.records("public")
+    assert (thin.cache.images == whole.cache.images).all() and [t for _, t in thin.questions] == [t for _, t in whole.questions]
+    assert all(variant_settings(study_settings(5, injection.SETTINGS), switches, name) for name, switches in injection.FORMS.items())
+
+
 def test_settings_of_the_study():
     s = study_settings(10, ["injection.pull=text", "sentences=0.5"])
     assert s.steps == 10 and s.injection.pull == "text" and s.sentences == .5
