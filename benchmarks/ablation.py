@@ -7,16 +7,18 @@
     python benchmarks/ablation.py report OUT/study.json         scores, gains, forest plot → benchmarks/results/ablation.*
     python benchmarks/ablation.py study DIR                     all of it on this machine: draw, learn, train, report; goes on where it was stopped
 """
-import argparse, json, multiprocessing, os, shutil, tempfile
+import argparse, json, multiprocessing, os, shutil, sys, tempfile
 from pathlib import Path
 
 import numpy as np, pandas as pd
-from PIL import Image
 
 from keepfit_nb.ablation import FIRST_WEIGHTS, Study, _bundle, describe_bundle, forest, gains, main as train, report
 from keepfit_nb.encoders import Settings as EncoderSettings
 from keepfit_nb.pretraining import Settings as PretrainingSettings
 from keepfit_nb.profiles import load_profile, open_run, read_json, write_json
+
+sys.path.append(str(Path(__file__).parents[1] / "nbs"))
+from shrink_outputs import smaller
 
 UNSEEN = ["macular hole", "retinitis pigmentosa"]
 DISEASES = ["normal", "diabetic retinopathy", "diabetic macular edema", "branch retinal vein occlusion", "age-related macular degeneration", "geographic atrophy",
@@ -117,7 +119,7 @@ def write_report(file):
     write_json(RESULTS / "ablation.json", values)
     ax = forest(gains(study, ["fine"]), title="fine-grained questions")
     ax.figure.savefig(RESULTS / "ablation.png", dpi=110, bbox_inches="tight")
-    Image.open(RESULTS / "ablation.png").convert("RGB").quantize(64).save(RESULTS / "ablation.png", optimize=True)
+    plot = RESULTS / "ablation.png"; plot.write_bytes(smaller(plot.read_bytes()))
     return values
 
 

@@ -9,32 +9,30 @@ Cells are resumable as those of chapter 20; the table goes to OUT/forms.csv.
 import argparse, os
 from pathlib import Path
 
-import pandas as pd
-
 from ablation import SETTINGS
-from keepfit_nb.ablation import Bundle, Study, collect, gain, means, run_grid, scores, seeds_of, study_settings
+from keepfit_nb.ablation import KINDS, Bundle, Study, collect, gain, grid, means, run_grid, scores, seeds_of, study_settings, unpack
 
-OFF = dict(text_pretraining=False, semantic=False, token_prediction=False, appearance=False, decoder=False)
-SEMANTIC, NCE = OFF | dict(elite=True, semantic=True), dict(loss="infonce", candidates="modality")
+ELITE, SEMANTIC = grid()["elite"], grid()["elite+semantic"]
+NCE, LEAN = dict(loss="infonce", candidates="modality"), dict(loss="lean")
 
 
 def form(**injection): return SEMANTIC | dict(injection=injection)
 
 
 FORMS = {                                                          # name → switches over the study's settings
-    "elite": OFF | dict(elite=True), "public": OFF | dict(elite=False),
-    "sem": form(loss="lean"), "weight_3": form(loss="lean") | dict(reference_weight=3.), "early": form(loss="lean") | dict(reference_start=0.), "lean_sharp": form(loss="lean", sharpen=4.),
+    "elite": ELITE, "public": grid()["public"],
+    "sem": form(**LEAN), "weight_3": form(**LEAN) | dict(reference_weight=3.), "early": form(**LEAN) | dict(reference_start=0.), "lean_sharp": form(**LEAN, sharpen=4.),
     "mse": form(loss="mse"), "nce": form(**NCE), "nce_kin": form(loss="infonce"), "nce_sharp": form(**NCE, sharpen=4.), "nce_weight_3": form(**NCE) | dict(reference_weight=3.),
     "any_category": form(**NCE) | dict(same_category=False), "scale_30": form(**NCE, scale=30.), "both_ways": form(**NCE, both_ways=True), "match": form(**NCE, leave_one_out="match"),
     "pull_both": form(**NCE, pull="both"), "sure": form(**NCE, confidence="max"), "keys_both": form(**NCE, keys="both"), "keys_text": form(**NCE, keys="text", sharpen=4.),
-    "token": OFF | dict(elite=True, token_prediction=True), "decoder": OFF | dict(elite=True, decoder=True), "text": OFF | dict(elite=True, text_pretraining=True),
-    "appearance": form(loss="lean") | dict(token_prediction=True, appearance=True),
+    "token": ELITE | dict(token_prediction=True), "decoder": grid()["elite+decoder"], "text": grid()["elite+text"],
+    "appearance": form(**LEAN) | dict(token_prediction=True, appearance=True),
 }
 
 
 def thinned(folder, every):
-    "The same bundle with every so-manieth elite pair, beside it; the pictures are shared."
-    folder = Path(folder).resolve(); out = folder.with_name(f"{folder.name}_elite_{every}")
+    "The same bundle with only each `every`-th elite pair, beside it; the pictures are shared."
+    folder = Path(folder).resolve(); unpack(folder, folder / "unpacked"); out = folder.with_name(f"{folder.name}_elite_{every}")
     (out / "unpacked").mkdir(parents=True, exist_ok=True)
     for f in [*folder.iterdir(), *(folder / "unpacked").iterdir()]:
         place = out / f.relative_to(folder)
@@ -44,11 +42,12 @@ def thinned(folder, every):
     return out
 
 
-def table(study):
-    "One line a form: mean ACA by kind, and the fine gain over `elite` with every seed's own."
-    wide = means(scores(study)).query("modality == 'all'").pivot(index="row", columns="kind", values="aca").round(4)
-    gains = {r: gain(study, r, "elite") for r in study.rows if study.seeds(r) & study.seeds("elite")}
-    return wide.assign(gain=[round(gains[r]["gain"], 4) if r in gains else None for r in wide.index], gain_of_each_seed=[" ".join(map(str, gains[r]["each"])) if r in gains else "" for r in wide.index])
+def table(study, steps, elite_pairs):
+    "One line a form: mean ACA by kind, and the fine gain over `elite` with every seed's own; columns as in results/injection_forms.csv."
+    wide = means(scores(study)).query("modality == 'all'").pivot(index="row", columns="kind", values="aca").reindex(columns=list(KINDS))
+    found = [gain(study, r, "elite") if study.seeds(r) & study.seeds("elite") else dict(gain=None, each=[]) for r in wide.index]
+    wide = wide.assign(gain=[g["gain"] for g in found], gain_of_each_seed=[" ".join(map(str, g["each"])) for g in found]).rename_axis("form").reset_index()
+    return wide.round(4).assign(steps=steps, elite_pairs=elite_pairs)[["steps", "elite_pairs", *wide.columns]]
 
 
 def main():
@@ -59,8 +58,9 @@ def main():
     a = ask.parse_args()
     bundle = thinned(a.bundle, a.elite_every) if a.elite_every > 1 else a.bundle
     left = run_grid(bundle, a.out / "cells", [(r, FORMS[r], s) for s in a.seeds for r in a.rows], study_settings(a.steps, SETTINGS), a.processes, a.device, a.minutes)
-    found = table(Study(collect(Bundle(bundle), a.out / "cells")))
-    found.to_csv(a.out / "forms.csv"); print(found.to_string(), *(f"not done: {x}" for x in left), sep="\n")
+    asked = Bundle(bundle)
+    found = table(Study(collect(asked, a.out / "cells")), a.steps, len(asked.cache.records("elite")))
+    found.to_csv(a.out / "forms.csv", index=False); print(found.to_string(index=False), *(f"not done: {x}" for x in left), sep="\n")
     return int(bool(left))
 
 
