@@ -27,7 +27,7 @@ DISEASES = ["normal", "diabetic retinopathy", "diabetic macular edema", "branch 
 SIZES = dict(n_public=3000, n_elite=600, n_eval_train=0, n_eval_test=2040, size=64)
 EYES = 2026      # seed of the simulated eyes; settings were chosen on other eyes (seed 0, by injection.py)
 BEGINNING = dict(text_steps=600, token_steps=800, image_steps=800)      # of the text encoder and the image tokenizer that some rows begin with; of the image encoder that all begin with
-STEPS, SETTINGS = 600, ["batch_size=48", "sentences=.5", "reference_start=.4", "injection.loss=infonce"]      # the last by injection.py
+STEPS, SETTINGS = 600, ["batch_size=48", "sentences=.5", "reference_start=.4", "lr=.001", "injection.loss=infonce"]      # the last by injection.py
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -74,7 +74,7 @@ def learn(folder, device, text_steps, token_steps, image_steps):
     import torch
     from safetensors.torch import save_file
     from keepfit_nb.appearance import Settings as TokenSettings, count_tokens
-    from keepfit_nb.baselines import train_supervised
+    from keepfit_nb.labels import train_supervised
     from keepfit_nb.images import ImageCache
     from keepfit_nb.knowledge import corpus, without_terms
     from keepfit_nb.text_pretraining import Settings as TextSettings, train_text

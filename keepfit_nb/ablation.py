@@ -546,7 +546,7 @@ def study_settings(steps: int, pairs: Sequence[str] = ()) -> PretrainingSettings
     "The settings of all rows: those of profile demo, these steps, and `KEY=VALUE` pairs."
     import yaml
     from keepfit_nb.profiles import load_profile
-    base = load_profile("demo").sections.get("pretraining", {}) | dict(steps=steps, save_seconds=0., log_every=100, precision="fp32", memory="all")
+    base = load_profile("demo").sections.get("pretraining", {}) | dict(labels_first=0, steps=steps, save_seconds=0., log_every=100, precision="fp32", memory="all")      # a bundle has first weights of its own
     return variant_settings(PretrainingSettings(**base), nested({k: yaml.safe_load(v) for k, _, v in (p.partition("=") for p in pairs)}), "--set")
 
 if __name__ == "__main__" and globals().get("__file__", "").endswith("ablation.py"): raise SystemExit(main())

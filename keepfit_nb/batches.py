@@ -35,6 +35,7 @@ class Mixture(TrainingSettings, extra="forbid"):
     sentences: float = Field(0., ge=0, le=1)          # how often an elite caption is cut to some of its sentences, reordered
     compat: Literal["", "v1"] = ""                    # v1: one category of each public image is drawn and named, as KeepFIT V1 did
     same_category: bool = True                        # borrow only from elite pairs that share a category (or have none)
+    augment: bool = True                              # flips, small turns, brightness (chapter 06)
 
     @property
     def reference(self) -> bool: return False         # do public images borrow elite words? Chapter 13 says

@@ -32,6 +32,7 @@ from .images import Augment, ImageCache, preprocess
 from fastcore.basics import patch
 from .injection import Injection, Settings as InjectionSettings
 from .knowledge import canonical, load_knowledge, prompts
+from .labels import begin_with, first_weights
 from .processes import gather, gather_labels
 from .profiles import DISCLAIMER, MODALITIES, check_section, expand, merged, nearest, read_json, seed_everything, stage, write_json
 from .text_pretraining import load_text_weights
@@ -47,7 +48,7 @@ class Parts(Mixture, extra="forbid"):
     appearance: bool = False                          # patch reference of chapter 12; needs token_prediction too
     token_prediction: bool = False                    # patches name the visual tokens of stage 11
     decoder: bool = False                             # captions are written (chapter 12.1); needs elite
-    augment: bool = True                              # flips, small turns, brightness (chapter 06)
+    labels_first: int = Field(0, ge=0)                # steps in which the image encoder first learns the public categories (chapter 13.2)
     joint: bool = False                               # one contrastive table for public and elite together
     injection: InjectionSettings = InjectionSettings()# how the references work; its two switches are those above
     memory: Literal["all"] | int = 0                  # elite pairs the reference remembers; all: every one
@@ -121,14 +122,14 @@ class KeepFIT(nn.Module):
 CELLS, PATCH_DIM = 4, 64      # a picture is compared in CELLS × CELLS patches, each a unit vector of this length
 
 def _needed(stages: dict, name: str, switch: str) -> Path:
-    if name not in stages: raise ValueError(f"{switch}: true begins with what stage {name} left; give its folder in `stages`, or run that stage first")
+    if name not in stages: raise ValueError(f"{switch} begins with what stage {name} left; give its folder in `stages`, or run that stage first")
     return Path(stages[name])
 
 @patch
 def _add_parts(self: KeepFIT, stages: dict[str, Path], n_elite: int) -> None:
     "Weights of chapter 09, references of 12, token head of 11, decoder of 12.1: whatever is switched on."
     s, P = self.settings, self.encoders.projection
-    if s.text_pretraining and not self.about.get("loaded"): load_text_weights(self.text_encoder, _needed(stages, "09_text_pretraining", "text_pretraining"))
+    if s.text_pretraining and not self.about.get("loaded"): load_text_weights(self.text_encoder, _needed(stages, "09_text_pretraining", "text_pretraining: true"))
     memory = n_elite if s.memory == "all" else s.memory
     if s.compat: self.reference, self.token_head, self.decoder = HeadAttention(P) if s.semantic else None, None, None; return
     own = InjectionSettings(**s.injection.model_dump() | dict(semantic=s.semantic, appearance=s.appearance, memory=memory)) if s.reference else None
@@ -139,7 +140,7 @@ def _add_parts(self: KeepFIT, stages: dict[str, Path], n_elite: int) -> None:
 @patch
 def _token_head(self: KeepFIT, stages: dict[str, Path]) -> TokenHead:
     if not self.tokens:
-        folder = _needed(stages, "11_appearance", "token_prediction")
+        folder = _needed(stages, "11_appearance", "token_prediction: true")
         teacher = load_tokenizer(folder); self._eyes = teacher, load_counts(folder)
         was = self.image_encoder.training; self.image_encoder.eval()
         with torch.no_grad(): grid = stage_grids(self.image_encoder, torch.zeros(1, 3, self.size, self.size), [self.settings.token_stage])[1][0]
@@ -466,10 +467,12 @@ def start_model(
     settings: Settings | None = None,
     seed: int = 0,
     about: dict | None = None,
-    stages: dict[str, Path] | None = None,   # folders of stages 09 and 11, for the parts that begin with them
+    stages: dict[str, Path] | None = None,   # folders of stages 09 and 11 and of `labels_first`, for the parts that begin with them
 ) -> KeepFIT:
     "The model before pretraining: rebuilt from settings and seed, the same for every variant."
-    return KeepFIT(encoders, tokenizer_folder, cache.size, cache.about.get("crop", True), settings, seed, about, stages, len(cache.records("elite")))
+    model = KeepFIT(encoders, tokenizer_folder, cache.size, cache.about.get("crop", True), settings, seed, about, stages, len(cache.records("elite")))
+    if model.settings.labels_first: begin_with(model.image_encoder, _needed(dict(stages or {}), "labels_first", f"labels_first: {model.settings.labels_first}"))
+    return model
 
 # %% ../nbs/13_pretraining.ipynb #c16c8d28
 def train_member(
@@ -540,8 +543,10 @@ def build(run, folder: Path, settings: Settings, inputs: dict[str, Path]) -> dic
         for variant, s in chosen.items():
             member = folder / variant / str(seed)
             if not (member / "config.json").exists():
+                begin = {} if not s.labels_first else dict(labels_first=first_weights(folder / "labels_first" / str(s.labels_first) / str(seed), encoders, cache, settings,
+                                                           seed, s.labels_first, run.device, label=f"labels first, seed {seed}"))
                 about = dict(variant=variant, seed=seed, profile=run.profile.name, images=len(cache))
-                train_anywhere(member, encoders, cache, inputs["07_encoders"] / "tokenizer", s, seed, run.device, about, f"{variant}, seed {seed}", stages)
+                train_anywhere(member, encoders, cache, inputs["07_encoders"] / "tokenizer", s, seed, run.device, about, f"{variant}, seed {seed}", stages | begin)
             metrics |= _summary(member, f"{variant}_{seed}")
     write_json(folder / "default.json", dict(variant=run.default_variant, seed=run.seeds[0]))
     return metrics

@@ -383,17 +383,14 @@ def test_supervised_learns_its_categories(cache, trained):
     curves = pd.read_json(folder / "curves.jsonl", lines=True); assert curves.loss.iloc[-1] < .5 * curves.loss.iloc[0] and curves.step.iloc[-1] == 25
 
 
-def test_supervised_sees_what_the_variant_public_sees(cache):
+def test_supervised_sees_what_the_variant_public_sees(cache, tmp_path, monkeypatch):
     from keepfit_nb.batches import Batches
     from keepfit_nb.pretraining import variant_settings
     seen = []
     class Watch(bl.Supervised):
         def forward(self, batch): seen.append((batch["rows"].tolist(), batch["categories"][:, self.columns].sum(1).tolist())); return super().forward(batch)
-    original = bl.Supervised; bl.Supervised = Watch
-    try:
-        import tempfile
-        bl.train_supervised(Path(tempfile.mkdtemp()), ENCODERS, ImageCache(cache), RECIPE.model_copy(update=dict(steps=3)), 7, verbose=False)
-    finally: bl.Supervised = original
+    monkeypatch.setattr("keepfit_nb.labels.Supervised", Watch)
+    bl.train_supervised(tmp_path, ENCODERS, ImageCache(cache), RECIPE.model_copy(update=dict(steps=3)), 7, verbose=False)
     public = variant_settings(RECIPE, dict(elite=False, semantic=False, steps=3))
     same = Batches(ImageCache(cache), lambda t: dict(input_ids=torch.zeros(len(t), 1, dtype=torch.long)), public, 7)
     assert [rows for rows, _ in seen] == [same(k)["rows"].tolist() for k in range(3)] and all(set(n) == {1.} for _, n in seen)

@@ -10,6 +10,7 @@ from transformers import AutoConfig
 from keepfit_nb.encoders import Settings as EncoderSettings, make_tokenizer, text_config
 from keepfit_nb.images import ImageCache
 from keepfit_nb.batches import Batches, Rows, caption_faults, some_sentences, stream_rows
+from keepfit_nb.labels import first_weights, train_supervised
 from keepfit_nb.pretraining import KeepFIT, Settings, as_pixels, find_pretrained, joint_targets, sentences_for, start_model, train_member, variant_settings
 from keepfit_nb.profiles import write_json
 
@@ -422,3 +423,52 @@ def test_two_processes_train_one_model(place, cache, tmp_path):
     rows = [json.loads(x) for x in (tmp_path / "two" / "curves.jsonl").read_text().splitlines()]
     assert np.isfinite(rows[-1]["loss"]) and rows[0]["elite"] > np.log(8)                 # among 12 captions, not 6
     assert KeepFIT.from_pretrained(tmp_path / "two").embed_images(cache.batch([0])).shape == (1, 16)
+
+
+# ---- labels first
+
+def test_all_variants_of_a_seed_begin_with_the_taught_encoder(place, cache, tmp_path):
+    first, s = first_weights(tmp_path / "first", TOY, cache, settings(lr=.01), 5, 6, verbose=False), settings(labels_first=6)
+    stages = dict(labels_first=first)
+    one, two = (start_model(TOY, cache, place / "tokenizer", variant_settings(s, v), 5, stages=stages).state_dict() for v in ({}, dict(elite=False, semantic=False)))
+    cold = start_model(TOY, cache, place / "tokenizer", settings(), 5).state_dict()
+    encoder = [k for k in cold if k.startswith("image_encoder.")]
+    assert all(torch.equal(one[k], two[k]) for k in two) and sum(not torch.equal(one[k], cold[k]) for k in encoder) > len(encoder) / 2
+    assert all(torch.equal(one[k], cold[k]) for k in cold if k not in encoder)            # only the image encoder was taught
+    marks = (first / "model.safetensors").stat().st_mtime_ns
+    assert first_weights(first, TOY, cache, settings(), 5, 6) == first and (first / "model.safetensors").stat().st_mtime_ns == marks and not (first / "checkpoints").exists()
+    trained = train_member(tmp_path / "m", TOY, cache, place / "tokenizer", s, 5, "cpu", verbose=False, stages=stages)
+    assert KeepFIT.from_pretrained(tmp_path / "m").settings.labels_first == 6 and not torch.equal(trained.state_dict()[encoder[0]], one[encoder[0]])
+
+
+def test_first_weights_that_do_not_fit(place, cache, tmp_path):
+    s = settings(labels_first=2)
+    with pytest.raises(ValueError, match="labels_first: 2 begins with what stage labels_first left"): start_model(TOY, cache, place / "tokenizer", s)
+    with pytest.raises(FileNotFoundError, match="no finished labels-first training"): start_model(TOY, cache, place / "tokenizer", s, stages=dict(labels_first=tmp_path))
+    first_weights(tmp_path, TOY.model_copy(update=dict(image_model="resnet10t")), cache, settings(), 0, 1, verbose=False)
+    with pytest.raises(ValueError, match="are of another encoder"): start_model(TOY, cache, place / "tokenizer", s, stages=dict(labels_first=tmp_path))
+    file = tmp_path / "model.safetensors"; file.write_bytes(file.read_bytes()[:2000])
+    with pytest.raises(ValueError, match="is damaged"): start_model(TOY, cache, place / "tokenizer", s, stages=dict(labels_first=tmp_path))
+    with pytest.raises(ValueError, match="greater than or equal to 0"): settings(labels_first=-1)
+
+
+def test_first_weights_killed_in_the_middle(cache, tmp_path, monkeypatch):
+    whole = load_file(first_weights(tmp_path / "a", TOY, cache, settings(), 1, 6, verbose=False) / "model.safetensors")
+    import keepfit_nb.labels as labels
+    class Killed(BaseException): pass
+    original, seen = labels.Supervised.forward, []
+    def stopping(self, batch):
+        seen.append(batch["step"])
+        if len(seen) == 4: raise Killed
+        return original(self, batch)
+    monkeypatch.setattr(labels.Supervised, "forward", stopping)
+    with pytest.raises(Killed): first_weights(tmp_path / "b", TOY, cache, settings(), 1, 6, verbose=False)
+    monkeypatch.setattr(labels.Supervised, "forward", original)
+    assert not (tmp_path / "b" / "classes.json").exists()
+    resumed = load_file(first_weights(tmp_path / "b", TOY, cache, settings(), 1, 6, verbose=False) / "model.safetensors")
+    assert all(torch.equal(resumed[k], whole[k]) for k in whole)
+
+
+def test_a_baseline_of_labels_has_the_steps_of_both(cache, tmp_path):
+    train_supervised(tmp_path, TOY, cache, settings(steps=3), 0, verbose=False, more=4)
+    assert json.loads((tmp_path / "curves.jsonl").read_text().splitlines()[-1])["step"] == 7
