@@ -1915,6 +1915,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'keepfit_nb.running.run_folder': ('running.html#run_folder', 'keepfit_nb/running.py'),
                                     'keepfit_nb.running.save_manifest': ('running.html#save_manifest', 'keepfit_nb/running.py'),
                                     'keepfit_nb.running.schedule_command': ('running.html#schedule_command', 'keepfit_nb/running.py'),
+                                    'keepfit_nb.running.shared_cores': ('running.html#shared_cores', 'keepfit_nb/running.py'),
                                     'keepfit_nb.running.sources_check': ('running.html#sources_check', 'keepfit_nb/running.py'),
                                     'keepfit_nb.running.sources_fetch': ('running.html#sources_fetch', 'keepfit_nb/running.py'),
                                     'keepfit_nb.running.sources_list': ('running.html#sources_list', 'keepfit_nb/running.py'),

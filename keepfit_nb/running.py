@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['EXIT', 'app', 'sources_app', 'MANY', 'IMAGE_FILES', 'Settings', 'check_profile', 'preflight', 'chapter_key',
            'unchanged', 'execute_chapter', 'commit', 'code_hashes', 'data_hashes', 'new_manifest', 'clean_manifests',
-           'save_manifest', 'open_folder', 'expected_seconds', 'Chain', 'is_built', 'point_latest', 'run_folder',
-           'notice_of', 'begin', 'latest_run', 'finish_report', 'spread', 'parse_set', 'run_command', 'load_model',
-           'classify', 'embed', 'embed_files', 'write_embeddings', 'sources_list', 'sources_check', 'sources_fetch',
-           'report', 'compare', 'doctor', 'schedule_command', 'main', 'tiny_chain', 'check_runner']
+           'save_manifest', 'open_folder', 'expected_seconds', 'Chain', 'is_built', 'shared_cores', 'point_latest',
+           'run_folder', 'notice_of', 'begin', 'latest_run', 'finish_report', 'spread', 'parse_set', 'run_command',
+           'load_model', 'classify', 'embed', 'embed_files', 'write_embeddings', 'sources_list', 'sources_check',
+           'sources_fetch', 'report', 'compare', 'doctor', 'schedule_command', 'main', 'tiny_chain', 'check_runner']
 
 # %% ../nbs/22_running.ipynb #e4aa41ed
 import ast, contextlib, functools, hashlib, importlib, json, os, shutil, signal, subprocess, sys, time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -269,6 +269,16 @@ def watch_over(self: Chain) -> None:
     self.progress.tick([w for _, w in self.running.values()], left, len(self.names) - len(self.pending))
     for name in [n for n, (f, _) in self.running.items() if f.done()]: self.progress.clear(); self.end_chapter(name)
 
+# %% ../nbs/22_running.ipynb #c0a5e51b
+@contextlib.contextmanager
+def shared_cores(jobs: int) -> Iterator[None]:
+    "Kernels started meanwhile take their part of the cores as threads; nothing changes for one job, or where OMP_NUM_THREADS is set."
+    if jobs == 1 or "OMP_NUM_THREADS" in os.environ: yield; return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    os.environ["OMP_NUM_THREADS"] = str(max(1, cores // jobs))
+    try: yield
+    finally: os.environ.pop("OMP_NUM_THREADS", None)
+
 # %% ../nbs/22_running.ipynb #9035ccaf
 @patch
 def go(self: Chain) -> int:
@@ -344,7 +354,8 @@ def begin(
         with hold(run.dir) as note:
             preflight(prof, run.dir, names)
             manifest = open_folder(run, overrides, resume)
-            code = Chain(run, names, profile, overrides, manifest, jobs or settings.jobs, note).go()
+            jobs = jobs or settings.jobs
+            with shared_cores(jobs): code = Chain(run, names, profile, overrides, manifest, jobs, note).go()
             point_latest(run.dir)
             if code != EXIT["interrupted"]: code = max(code, finish_report(run))
     except FolderInUse as err: code = EXIT["in_use"]; print(f"error: {err}", file=sys.stderr)

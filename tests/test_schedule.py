@@ -330,3 +330,15 @@ def test_airflow_itself_reads_the_dag(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     names = schedules.with_needed(["15_zero_shot"])
     assert set(done.stdout.split("arrows: ")[1].split()) == {f"{a}>{b}" for a, b in schedules.arrows(names)} | {f"folders>{n}" for n in names}
+
+
+def test_kernels_side_by_side_share_the_cores(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False); monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    for jobs, threads in ((1, None), (2, "4"), (3, "2"), (16, "1")):
+        with running.shared_cores(jobs): assert os.environ.get("OMP_NUM_THREADS") == threads
+        assert "OMP_NUM_THREADS" not in os.environ
+    with pytest.raises(ZeroDivisionError), running.shared_cores(2): 1 / 0
+    assert "OMP_NUM_THREADS" not in os.environ
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    with running.shared_cores(2): assert os.environ["OMP_NUM_THREADS"] == "7"
+    assert os.environ["OMP_NUM_THREADS"] == "7"
