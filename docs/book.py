@@ -152,7 +152,7 @@ def sources() -> dict[str, str | bytes]:
     for p in solutions(): out[f"exercises/{p.name}"] = json.dumps(staged(p, True), ensure_ascii=False)
     for i in range(len(PARTS)): out[f"part{i + 1}.md"] = part_page(i)
     for p in sorted(DOCS.rglob("*.md")): out[str(p.relative_to(DOCS))] = relink(p.read_text(encoding="utf-8"), "/".join(p.relative_to(DOCS).parts[:-1]))
-    for p in [*DOCS.glob("*.png"), *DOCS.glob("*.svg"), *DOCS.glob("screenshots/*.png")]: out[str(p.relative_to(DOCS))] = p.read_bytes()
+    for p in [*DOCS.glob("*.png"), *DOCS.glob("*.svg"), *DOCS.glob("screenshots/*.webp")]: out[str(p.relative_to(DOCS))] = p.read_bytes()
     for p in (NBS / "profiles").glob("*.yaml"): out[f"profiles/{p.name}"] = p.read_bytes()
     out["CONTRIBUTING.md"] = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     where = {module(p.stem): p.stem for p in sorted(NBS.glob("[0-9][0-9]*_*.ipynb"))}

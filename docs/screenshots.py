@@ -11,21 +11,26 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import lab_browser as lab
 
 NAMES = ("index", "explorer", "playground", "monitor", "reviewer", "book")
-MOST = 60_000       # bytes of a picture
+MOST = 70_000       # bytes of a picture
+
+
+def squeezed(whole) -> tuple[bytes, tuple[int, int]]:
+    "A picture as WebP of at most MOST bytes, and its size: without loss where that is small enough, as on a page of letters, else as good as it may be."
+    for scale, how in ((1, dict(lossless=True)), *((1, dict(quality=q)) for q in (85, 75, 65, 55)), *((.8, dict(quality=q)) for q in (75, 60, 45))):
+        image, out = whole.resize((round(whole.width * scale), round(whole.height * scale))), io.BytesIO()
+        image.save(out, "WEBP", method=6, **how)
+        if len(out.getvalue()) <= MOST: break
+    return out.getvalue(), image.size
 
 
 def keep(page, name: str, bottom: float = 0) -> None:
-    "A screenshot down to `bottom` (0: the whole window): as it is into build/screenshots, with a palette and at most MOST bytes into docs/screenshots."
+    "A screenshot down to `bottom` (0: the whole window): as it is into build/screenshots, with at most MOST bytes into docs/screenshots."
     from PIL import Image
     size = page.viewport_size; clip = dict(x=0, y=0, width=size["width"], height=min(size["height"], bottom or size["height"]))
     raw = ROOT / "build" / "screenshots" / f"{name}.png"; raw.parent.mkdir(parents=True, exist_ok=True); raw.write_bytes(page.screenshot(clip=clip))
-    whole = Image.open(raw).convert("RGB")
-    for scale, colours in ((1, 192), (1, 96), (.85, 128), (.85, 64), (.75, 96), (.75, 48), (.6, 96), (.6, 48), (.5, 64)):          # letters want pixels, eyes want colours
-        image, out = whole.resize((round(whole.width * scale), round(whole.height * scale)), Image.Resampling.LANCZOS), io.BytesIO()
-        image.quantize(colours, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
-        if len(out.getvalue()) <= MOST: break
-    path = ROOT / "docs" / "screenshots" / f"{name}.png"; path.parent.mkdir(exist_ok=True); path.write_bytes(out.getvalue())
-    print(f"{path.name}: {image.width} × {image.height}, {len(out.getvalue()) // 1000} KB", flush=True)
+    data, (width, height) = squeezed(Image.open(raw).convert("RGB"))
+    path = ROOT / "docs" / "screenshots" / f"{name}.webp"; path.parent.mkdir(exist_ok=True); path.write_bytes(data)
+    print(f"{path.name}: {width} × {height}, {len(data) // 1000} KB", flush=True)
 
 
 def notebook(path: Path, *cells: str) -> Path:

@@ -6,8 +6,8 @@
 __all__ = ['PARTS', 'KINDS', 'FIELDS', 'FIRST_WEIGHTS', 'OWN_PAIRS', 'switched_off', 'grid', 'questions', 'jpeg', 'pack',
            'describe_bundle', 'ResidentCache', 'unpack', 'Bundle', 'spelled', 'unspelled', 'answers_of', 'aca',
            'described', 'study_mark', 'run_cell', 'devices_for', 'set_aside', 'run_grid', 'collect', 'Study', 'scores',
-           'student', 'means', 'eye_draws', 'gain', 'contrasts', 'gains', 'forest', 'Settings', 'build', 'report',
-           'chosen_gains', 'explore_study', 'seeds_of', 'main', 'study_settings']
+           'means', 'eye_draws', 'gain', 'contrasts', 'gains', 'forest', 'Settings', 'build', 'report', 'chosen_gains',
+           'explore_study', 'seeds_of', 'main', 'study_settings']
 
 # %% ../nbs/20_ablation.ipynb #c3795f9f
 import argparse, functools, hashlib, io, json, multiprocessing, os, shutil, time, zlib
@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from pydantic import BaseModel, Field, field_validator
 
+from .comparisons import holm, student, student_p
 from .encoders import Settings as EncoderSettings
 from .evaluation import Settings as EvaluationSettings, Task, resample, select, tasks_for
 from .images import ImageCache
@@ -216,7 +217,7 @@ def run_cell(
 ) -> dict:                        # what was written
     "Train one variant with one seed, ask it everything, write one file."
     start, folder = time.perf_counter(), Path(out) / "models" / row / str(seed)
-    s = variant_settings(settings, switches, row)
+    s = variant_settings(settings, switches | dict(labels_first=0), row)      # a bundle brings its own first weights
     model = train_member(folder, bundle.encoders, bundle.cache, bundle.tokenizer, s, seed, device, dict(variant=row, seed=seed), verbose=False, stages=bundle.stages)
     trained = time.perf_counter()
     said = answers_of(model, bundle)
@@ -331,18 +332,6 @@ def scores(study: Study) -> pd.DataFrame:
     every = each.groupby(["row", "seed", "kind"], as_index=False).aca.mean().assign(modality="all")
     return pd.concat([each, every], ignore_index=True)
 
-# %% ../nbs/20_ablation.ipynb #24c0479a
-def student(
-    gains: np.ndarray,            # (S,) one a seed
-    confidence: float = .95,
-) -> tuple[float, float]:         # low, high; nan for fewer than two seeds
-    "Interval of a mean of paired gains."
-    from scipy.stats import t
-    gains = np.asarray(gains, float)
-    if len(gains) < 2: return float("nan"), float("nan")
-    half = t.ppf(.5 + confidence / 2, len(gains) - 1) * gains.std(ddof=1) / np.sqrt(len(gains))
-    return float(gains.mean() - half), float(gains.mean() + half)
-
 # %% ../nbs/20_ablation.ipynb #45734a19
 def means(table: pd.DataFrame) -> pd.DataFrame:
     "Of `scores`: mean over the seeds with its interval; row, kind, modality, aca, low, high, seeds."
@@ -377,7 +366,7 @@ def gain(
     study: Study, new: str, old: str,
     kind: str = "fine", modality: str = "all",
     n: int = 1000, draw: int = 0, confidence: float = .95,
-) -> dict:      # gain, low, high (Student, over seeds), eyes_low, eyes_high (bootstrap), seeds, each
+) -> dict:      # gain, low, high (Student, over seeds), eyes_low, eyes_high (bootstrap), seeds, p (paired t), each
     "What `new` has over `old`, paired by the seeds that both have. ValueError when there is no such seed."
     seeds = sorted(study.seeds(new) & study.seeds(old))
     if not seeds: raise ValueError(f"{new!r} and {old!r} have no finished seed in common; rows: {', '.join(study.rows)}")
@@ -387,8 +376,9 @@ def gain(
     tail = 50 * (1 - confidence)
     low, high = student(each, confidence); eyes_low, eyes_high = np.percentile(both, [tail, 100 - tail])
     return dict(new=new, old=old, kind=kind, modality=modality, gain=float(each.mean()), low=low, high=high,
-                eyes_low=float(eyes_low), eyes_high=float(eyes_high), seeds=len(seeds), each=[round(float(g), 4) for g in each])
+                eyes_low=float(eyes_low), eyes_high=float(eyes_high), seeds=len(seeds), p=student_p(each), each=[round(float(g), 4) for g in each])
 
+# %% ../nbs/20_ablation.ipynb #3dcd4803
 def contrasts(rows: list[str]) -> list[tuple[str, str]]:
     "The pairs that a study reports: over `public`, over `elite`, and each part removed."
     pairs = [("elite", "public"), ("keepfit", "public"), ("elite", "elite-only"), ("keepfit", "elite")]
@@ -396,10 +386,14 @@ def contrasts(rows: list[str]) -> list[tuple[str, str]]:
     return [(a, b) for a, b in pairs if a in rows and b in rows]
 
 def gains(study: Study, kinds=KINDS, modality: str = "all", n: int = 1000) -> pd.DataFrame:
-    "All contrasts of the finished cells."
+    "All contrasts of the finished cells; p_holm is corrected over the contrasts of a kind."
     have = {q["kind"] for q in study.questions if modality in ("all", q["modality"])}
     pairs = [(a, b) for a, b in contrasts(study.rows) if study.seeds(a) & study.seeds(b)]
-    return pd.DataFrame([gain(study, a, b, k, modality, n) for k in kinds if k in have for a, b in pairs])
+    return _with_holm([gain(study, a, b, k, modality, n) for k in kinds if k in have for a, b in pairs])
+
+def _with_holm(rows: list[dict]) -> pd.DataFrame:
+    table = pd.DataFrame(rows)
+    return table.assign(p_holm=table.groupby("kind").p.transform(holm)) if len(table) else table
 
 # %% ../nbs/20_ablation.ipynb #790801a5
 def forest(table: pd.DataFrame, ax=None, title: str = ""):
@@ -462,7 +456,7 @@ def report(study: Study, folder: Path, draws: int = 1000) -> dict:
         values |= {name: round(m.aca, 4), f"{name}.low": round(m.low, 4), f"{name}.high": round(m.high, 4), f"{name}.seeds": m.seeds}
     for g in found.itertuples():
         name = f"{g.kind.replace(' ', '_')}.gain.{g.new}_over_{g.old}"
-        values |= {name: round(g.gain, 4), f"{name}.low": round(g.low, 4), f"{name}.high": round(g.high, 4), f"{name}.eyes_low": round(g.eyes_low, 4), f"{name}.seeds": g.seeds}
+        values |= {name: round(g.gain, 4), f"{name}.low": round(g.low, 4), f"{name}.high": round(g.high, 4), f"{name}.eyes_low": round(g.eyes_low, 4), f"{name}.seeds": g.seeds, f"{name}.p_holm": round(g.p_holm, 4)}
     return {k: v for k, v in values.items() if v == v}                  # no interval from one seed: no value
 
 # %% ../nbs/20_ablation.ipynb #1e6c75ad
@@ -481,7 +475,7 @@ def chosen_gains(
     pairs = contrasts(list(rows)) if against == OWN_PAIRS else [(r, against) for r in rows if r != against]
     pairs = [(a, b) for a, b in pairs if study.seeds(a) & study.seeds(b)]
     if not pairs: raise ValueError("nothing to compare: choose two rows or more" + (" that form a pair of the study (elite over public, keepfit over elite …), or name a row to compare with" if against == OWN_PAIRS else f" besides {against!r}, with finished seeds in common"))
-    return pd.DataFrame([gain(study, a, b, kind, modality, n) for a, b in pairs])
+    return _with_holm([gain(study, a, b, kind, modality, n) for a, b in pairs])
 
 # %% ../nbs/20_ablation.ipynb #c33080cd
 def explore_study(
@@ -546,7 +540,7 @@ def study_settings(steps: int, pairs: Sequence[str] = ()) -> PretrainingSettings
     "The settings of all rows: those of profile demo, these steps, and `KEY=VALUE` pairs."
     import yaml
     from keepfit_nb.profiles import load_profile
-    base = load_profile("demo").sections.get("pretraining", {}) | dict(labels_first=0, steps=steps, save_seconds=0., log_every=100, precision="fp32", memory="all")      # a bundle has first weights of its own
+    base = load_profile("demo").sections.get("pretraining", {}) | dict(steps=steps, save_seconds=0., log_every=100, precision="fp32", memory="all")
     return variant_settings(PretrainingSettings(**base), nested({k: yaml.safe_load(v) for k, _, v in (p.partition("=") for p in pairs)}), "--set")
 
 if __name__ == "__main__" and globals().get("__file__", "").endswith("ablation.py"): raise SystemExit(main())

@@ -19,7 +19,7 @@ from .contrastive import multi_hot
 from .images import ImageCache
 from .knowledge import canonical, training_prompt
 from .profiles import MODALITIES
-from .training import Settings as TrainingSettings, total_steps
+from .training import Settings as TrainingSettings, steps_of_epoch, total_steps
 
 # %% ../nbs/13.1_batches.ipynb #18dd01b1
 class Mixture(TrainingSettings, extra="forbid"):
@@ -141,7 +141,7 @@ class Batches:
 
     def steps_per_epoch(self) -> int:
         "Steps in which about as many images pass as there are public and elite records; the same for all variants."
-        return max(-(-sum(map(len, self.records.values())) // self.settings.batch_size), 1)
+        return steps_of_epoch(sum(map(len, self.records.values())), self.settings.batch_size, self.settings.accumulate)
 
 # %% ../nbs/13.1_batches.ipynb #cab34caa
 @patch
@@ -163,6 +163,7 @@ def one_of(categories: list[str], rng) -> list[str]:
 
 def _call(self, step: int) -> dict:
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    progress = step // self.settings.accumulate / self.total      # part of the training that lies behind, the same for all processes
     step = step * world + rank                                    # several processes: each its own batches
     rng = np.random.default_rng([self.seed, 7, step])
     chosen = [(role, k) for role, rows in self.rows.items() for k in rows(step)]
@@ -182,7 +183,7 @@ def _call(self, step: int) -> dict:
         index=torch.tensor([k for _, k in chosen]),                                               # (B,) number within the role
         modality=torch.tensor([MODALITIES.index(r["modality"]) for r in records]),                # (B,)
         categories=torch.stack([self.labels[role][k] for role, k in chosen]),                     # (B, C) zeros and ones
-        step=step, seed=self.seed, total=self.total)
+        step=step, seed=self.seed, progress=progress)
 
 Batches.__call__ = _call      # type: ignore[method-assign]
 

@@ -115,7 +115,7 @@ def meteor(
         ref.write_text("".join(line(r[k % len(r)]) for r in references for k in range(most)), encoding="utf-8")      # as many for each: repeated
         done = subprocess.run(["java", "-Xmx2G", "-jar", str(jar), str(hyp), str(ref), "-l", "en", "-norm", "-r", str(most)], capture_output=True, text=True)
     found = re.search(r"Final score:\s*([\d.]+)", done.stdout)
-    if not found: raise RuntimeError(f"the METEOR program gave no score: {(done.stderr or done.stdout).strip()[-300:]}")
+    if not found: raise RuntimeError(f"the METEOR program gave no score (unset METEOR_JAR to go without): {(done.stderr or done.stdout).strip()[-300:]}")
     return float(found[1])
 
 # %% ../nbs/18.1_captioning.ipynb #e6699ff9
@@ -143,10 +143,11 @@ def score_words(
     weights=None,                      # (B, N) of `resample`; None: no interval
     confidence: float = .95,
 ) -> dict[str, tuple[float, float, float]]:    # metric → (value, low, high)
-    "The scores of CAPTION_METRICS with percentile intervals; nan where one has no value."
+    "The scores of CAPTION_METRICS with percentile intervals, nan where one has no value; and METEOR, without interval, where its tool is."
     whole = np.ones((1, len(said))); draws = whole[:0] if weights is None else np.asarray(weights)
     rows = np.vstack([whole, draws]); mean = lambda values: rows @ values / rows.sum(1)
     found = {"BLEU": bleu(bleu_counts(said, references), rows), "ROUGE-L": mean(rouge_l(said, references)),
              "CIDEr": mean(cider(said, references)), "CIDEr-D": mean(cider(said, references, d=True))}
     if true is not None: found["findings F1"] = findings_f1(finding_counts(said, true), rows)
-    return {m: (float(v[0]), *interval(v[1:], confidence)) for m, v in found.items()}
+    found = {m: (float(v[0]), *interval(v[1:], confidence)) for m, v in found.items()}
+    return found | ({"METEOR": (meteor(said, references), np.nan, np.nan)} if meteor_tool() else {})

@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field
 
 from .captions import eye_seed, render
 from .decoding import foreground_box, resize_pad
-from .evaluation import Bench, ResultRow, interval, resample, write_table
+from .evaluation import Bench, ResultRow, interval, resample, write_results, write_table
 from .eye import DISEASES, LESIONS, sample_eye, visible_diseases
 from .knowledge import canonical, prompts
 from .profiles import MODALITIES, nearest, open_run, stage
@@ -367,7 +367,7 @@ def build(run, folder: Path, settings: Settings, inputs: dict[str, Path]) -> dic
     if getattr(model.reference, "shares", None) is not None:
         more, pairs = look_up(run, bench, *main, model, cache, settings); rows += more
     else: pairs = pd.DataFrame()
-    table = write_table(rows, folder / "results.parquet")
+    table = write_results(rows, folder, run.variants)
     predictions = pd.read_parquet(inputs["15_zero_shot"] / "predictions.parquet")
     failures = worst_failures(predictions, {t.name: t for t in bench.tasks}, run.default_variant, settings.failures)
     maps = pd.concat([map_of(bench, n, s, settings.map) for n, s in bench.models if s == run.seeds[0]], ignore_index=True)

@@ -15,7 +15,7 @@ import pandas as pd
 from pydantic import BaseModel, Field
 
 from .adapters import clip_adapter, ridge, text_probe, tip_adapter_f
-from .evaluation import Bench, interval, replicates, resample, write_table
+from .evaluation import Bench, interval, replicates, resample, write_results
 from .profiles import open_run, stage
 from .zero_shot import softmax, unit
 
@@ -183,16 +183,17 @@ def _model_rows(bench: Bench, model: str, seed: int, words: dict, settings: Sett
     for task in bench.tasks:
         if task.kind not in settings.kinds: continue
         (test, y), train_y, draw_seed = bench.rows(task), bench.rows(task, "train")[1], bench.draw_seed(task.name)
-        sizes, missing = _supports(train_y, len(task.classes), settings, draw_seed)
+        own = settings if task.shots is None else settings.model_copy(update=dict(shots=task.shots))
+        sizes, missing = _supports(train_y, len(task.classes), own, draw_seed if task.seed is None else task.seed)
         left += len(missing); partial |= {(k, task.set, task.modality) for k in missing if task.kind == "fine"}
         if not sizes: continue
         answers = _answers(bench, model, seed, task, words, [draw for _, _, draws in sizes for draw in draws], settings, device)
         for i, (shots, suffix, draws) in enumerate(sizes):
             for name, probs in answers.items():
-                own, protocol = probs[i * settings.draws:(i + 1) * settings.draws], name + suffix
-                scores = score_draws(y, own, s.bootstrap, draw_seed, bench.patients(test), task.ordinal, s.confidence)
+                drawn, protocol = probs[i * settings.draws:(i + 1) * settings.draws], name + suffix
+                scores = score_draws(y, drawn, s.bootstrap, draw_seed, bench.patients(test), task.ordinal, s.confidence)
                 rows += bench.result_rows(model, seed, task, protocol, scores, len(y), shots)
-                if task.kind == "fine": parts.setdefault((protocol, shots, task.set, task.modality), []).append((task, (test, y, own)))
+                if task.kind == "fine": parts.setdefault((protocol, shots, task.set, task.modality), []).append((task, (test, y, drawn)))
     return rows + _macro_rows(bench, model, seed, {k: v for k, v in parts.items() if (k[1], *k[2:]) not in partial}), left
 
 def _macro_rows(bench: Bench, model: str, seed: int, parts: dict) -> list[dict]:
@@ -216,7 +217,7 @@ def build(run, folder: Path, settings: Settings, inputs: dict[str, Path]) -> dic
             with np.load(said, allow_pickle=False) as z: words = dict(z)
         found, left = _model_rows(bench, model, seed, words, settings, run.device)
         rows += found
-    table = write_table(rows, folder / "results.parquet")
+    table = write_results(rows, folder, run.variants)
     lead = table[(table.protocol == "Tip-Adapter") & (table.metric == "ACA") & (table.model == run.default_variant) & (table.kind == "coarse")]
     best = {f"aca_coarse_{k}_shots": float(v) for k, v in lead.groupby("shots").value.mean().items()}
     return dict(rows=len(table), left_out=left, **best)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .checkpoints import fill, unshared
-from .evaluation import Bench, write_table
+from .evaluation import Bench, write_results
 from .few_shot import draw_share
 from .frugal import low_rank
 from .images import Augment, ImageCache
@@ -202,6 +202,6 @@ def build(run, folder: Path, settings: Settings, inputs: dict[str, Path]) -> dic
             except ValueError as err:
                 if "no validation data" not in str(err): raise
                 aside.append(f"{task.name}, {percent:g} %"); print(f"{task.name}, {percent:g} %: {err}", flush=True)
-    table = write_table(rows, folder / "results.parquet")
+    table = write_results(rows, folder, run.variants)
     aca = table[table.metric == "ACA"].groupby("protocol").value.mean() if len(table) else {}
     return dict(rows=len(table), trainings=done, left_out=len(set(aside)), **{f"aca {k}": float(v) for k, v in dict(aca).items()})

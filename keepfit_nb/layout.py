@@ -212,7 +212,7 @@ def reading_order(
     items: list,                  # with a .box each
     gutter: float = 6.,           # points of white that separate columns
 ) -> list:
-    "Sort by recursive cuts: first into bands where white crosses the page, then into columns (XY-cut, Nagy and Seth 1984)."
+    "Sort by recursive cuts: into columns where white runs down the page, else into bands where it crosses it (XY-cut, Nagy and Seth 1984)."
     def gaps(axis):
         spans = sorted((i.box[axis], i.box[axis + 2]) for i in items); end, cuts = spans[0][1], []
         for a, b in spans[1:]:

@@ -50,6 +50,12 @@ def _strings(tree, node) -> set[str]:
     parts = [node, *(n.value for n in tree.body if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") in named)]
     return {n.value for part in parts for n in ast.walk(part) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
 
+def _bound(tree, call, name: str) -> list:
+    "What a name runs through in the loops and comprehensions around a call: the expressions behind `in`."
+    around = [n for n in ast.walk(tree) if isinstance(n, (ast.For, ast.DictComp, ast.ListComp, ast.SetComp, ast.GeneratorExp)) and any(c is call for c in ast.walk(n))]
+    loops = [loop for n in around for loop in ([n] if isinstance(n, ast.For) else n.generators)]
+    return [loop.iter for loop in loops if any(isinstance(t, ast.Name) and t.id == name for t in ast.walk(loop.target))]
+
 @functools.lru_cache(maxsize=None)
 def _asked(source: str) -> tuple[frozenset[str], bool]:
     "Stages that some code asks for by name, and whether it also looks where we cannot see. The code is parsed, not executed."
@@ -60,8 +66,10 @@ def _asked(source: str) -> tuple[frozenset[str], bool]:
         if not isinstance(n, ast.Call): continue
         if getattr(n.func, "id", "") == "stage": found |= {s for k in n.keywords if k.arg == "needs" for s in _strings(tree, k.value)}
         if getattr(n.func, "attr", "") in ("need", "folder") and len(n.args) == 1:
-            if isinstance(n.args[0], ast.Constant): found.add(str(n.args[0].value))
-            else: open_ended = True
+            what = n.args[0]
+            if isinstance(what, ast.Constant): found.add(str(what.value)); continue
+            listed = [_strings(tree, x) for x in _bound(tree, n, what.id)] if isinstance(what, ast.Name) else []
+            found |= set().union(*listed); open_ended |= not listed or not all(listed)
     return frozenset(found), open_ended
 
 # %% ../nbs/22.1_order.ipynb #000201cb

@@ -201,6 +201,7 @@ def describe_dicom(
     ds = _dicom_header(path)
     said = " ".join(str(ds.get(k) or "") for k in ("SeriesDescription", "StudyDescription", "ImageType", "ProtocolName")).lower()
     kind = _DICOM_KINDS.get(str(ds.get("Modality") or "").upper(), "")
-    if kind == "CFP" and re.search(r"fluoresc|angio|\bffa\b|\bfa\b", said): kind = "FFA"
+    if kind == "CFP" and re.search(r"auto[- ]?fluoresc|\bfaf\b", said): kind = ""                      # none of our three
+    elif kind == "CFP" and re.search(r"fluoresc|angio|\bffa\b|\bfa\b", said): kind = "FFA"
     eye = str(ds.get("ImageLaterality") or ds.get("Laterality") or "").upper()
     return dict(modality=kind, eye={"R": "OD", "L": "OS"}.get(eye, ""), patient=str(ds.get("PatientID") or ""), frames=int(ds.get("NumberOfFrames") or 1))

@@ -6,7 +6,8 @@
 __all__ = ['CELLS', 'PATCH_DIM', 'IMAGE_FILES', 'BEGIN_WITH', 'Parts', 'Settings', 'variant_settings', 'KeepFIT', 'joint_targets',
            'contrast', 'name_tokens', 'refer', 'first_version', 'losses', 'forward', 'sentences_for', 'as_pixels',
            'embed_images', 'embed_text', 'classify', 'caption', 'save_pretrained', 'model_card', 'push_to_hub',
-           'find_pretrained', 'from_pretrained', 'start_model', 'train_member', 'train_anywhere', 'main', 'build']
+           'find_pretrained', 'from_pretrained', 'start_model', 'refreshing', 'train_member', 'train_anywhere', 'main',
+           'build']
 
 # %% ../nbs/13_pretraining.ipynb #5704bef1
 import argparse, functools, json, os, re, shutil, tempfile
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from .appearance import TokenHead, describe, load_counts, rarity, token_loss
 from .batches import Batches, Mixture, caption_faults
 from .checkpoints import unshared
-from .contrastive import Temperature, clip_loss, share_targets
+from .contrastive import Temperature, clip_loss, share_targets, siglip_loss
 from .decoder import CaptionDecoder, Settings as DecoderSettings, stage_dims, stage_grids
 from .encoders import Projection, Settings as EncoderSettings, build_image_encoder, build_text_encoder
 from .encoders import hub_or_cache
@@ -31,6 +32,7 @@ from .first_version import HeadAttention, drawn_targets, first_version_losses, p
 from .images import Augment, ImageCache, preprocess
 from fastcore.basics import patch
 from .injection import Injection, Settings as InjectionSettings
+from .references import refill
 from .knowledge import canonical, load_knowledge, prompts
 from .labels import begin_with, first_weights
 from .processes import gather, gather_labels
@@ -50,6 +52,7 @@ class Parts(Mixture, extra="forbid"):
     decoder: bool = False                             # captions are written (chapter 12.1); needs elite
     labels_first: int = Field(0, ge=0)                # steps in which the image encoder first learns the public categories (chapter 13.2)
     joint: bool = False                               # one contrastive table for public and elite together
+    contrast: Literal["clip", "siglip"] = "clip"      # softmax over the batch, or one yes-or-no question a pair (chapter 10)
     injection: InjectionSettings = InjectionSettings()# how the references work; its two switches are those above
     memory: Literal["all"] | int = 0                  # elite pairs the reference remembers; all: every one
     reference_weight: float = Field(1., ge=0)         # λ; KeepFIT V1: 100, with mse and text (compat: v1 multiplies by that)
@@ -73,6 +76,7 @@ class Settings(Parts, extra="forbid"):
                 if getattr(self, part) and not getattr(self, o): raise ValueError(f"{part}: true needs {o}: true; see the table of chapter 13")
         newer = [p for p in ("text_pretraining", "appearance", "token_prediction", "decoder", "joint", "memory") if self.compat and getattr(self, p)]
         if newer: raise ValueError(f"compat: v1 knows no {', no '.join(newer)}: KeepFIT V1 had public and elite images and one reference (`semantic`); turn the others off")
+        if self.compat and self.contrast != "clip": raise ValueError("compat: v1 has CLIP's loss; leave contrast: clip")
         if not (self.public or self.elite): raise ValueError("public: false and elite: false leave no image to train on")
         return self
 
@@ -109,7 +113,7 @@ class KeepFIT(nn.Module):
         self.text_encoder = build_text_encoder(encoders, tokenizer_folder)
         self.image_projection = Projection(self.image_encoder.dim, encoders.projection)
         self.text_projection = Projection(self.text_encoder.dim, encoders.projection)
-        self.temperature, self.augment = Temperature(), Augment()
+        self.temperature, self.augment = Temperature(10., bias=-10.) if self.settings.contrast == "siglip" else Temperature(), Augment()
         self.tokens: tuple[int, ...] = tuple(tokens); self._eyes = None
         self._add_parts(dict(stages or {}), n_elite)
 
@@ -192,10 +196,11 @@ def joint_targets(
 def contrast(self, v: Tensor, w: Tensor, batch: dict) -> dict[str, Tensor]:
     "The contrastive terms over the batches of all processes: public and elite apart, or one joint table."
     s, n, scale, labels = self.settings, batch["n_public"], self.temperature(), batch["categories"]
+    loss = functools.partial(siglip_loss, bias=self.temperature.bias) if s.contrast == "siglip" else clip_loss
     if s.joint and s.elite and s.public:
-        return dict(joint=clip_loss(gather(v), gather(w), joint_targets(gather_labels(labels), gather_labels(batch["elite"].float()) > 0), scale))
-    terms = dict(public=clip_loss(gather(v[:n]), gather(w[:n]), share_targets(gather_labels(labels[:n])), scale)) if s.public else {}
-    return terms | (dict(elite=clip_loss(gather(v[n:]), gather(w[n:]), None, scale)) if s.elite else {})
+        return dict(joint=loss(gather(v), gather(w), joint_targets(gather_labels(labels), gather_labels(batch["elite"].float()) > 0), scale))
+    terms = dict(public=loss(gather(v[:n]), gather(w[:n]), share_targets(gather_labels(labels[:n])), scale)) if s.public else {}
+    return terms | (dict(elite=loss(gather(v[n:]), gather(w[n:]), None, scale)) if s.elite else {})
 
 KeepFIT.contrast = contrast
 
@@ -238,7 +243,7 @@ def losses(self, batch: dict) -> dict[str, Tensor]:
     pixels = self.augment(batch["pixels"]) if s.augment else batch["pixels"]
     wanted = sorted({*(s.caption.stages if s.decoder else ()), *([s.token_stage] if s.token_prediction else ())})
     v, grids = self.encode_grids(pixels, wanted)
-    w, patches, begun = self.encode_text(batch["tokens"])[batch["text"]], None, lambda start: float(batch["step"] >= start * batch["total"])
+    w, patches, begun = self.encode_text(batch["tokens"])[batch["text"]], None, lambda start: float(batch["progress"] >= start)
     if s.compat: return self.first_version(v, w, batch)
     terms = self.contrast(v, w, batch)
     total = sum(terms.values())
@@ -474,6 +479,25 @@ def start_model(
     if model.settings.labels_first: begin_with(model.image_encoder, _needed(dict(stages or {}), "labels_first", f"labels_first: {model.settings.labels_first}"))
     return model
 
+# %% ../nbs/13_pretraining.ipynb #7e4e5b22
+def refreshing(batches: Batches, settings: Settings) -> Callable[[int, nn.Module], None] | None:
+    "For `fit`'s after_step: renew the memory of the reference every `injection.refresh` steps; None when nothing asks for it."
+    every = settings.injection.refresh
+    if not (every and settings.memory and settings.reference and not settings.compat): return None
+    def renew(step: int, net: nn.Module) -> None:
+        if step % every: return
+        def encode(index: Tensor) -> dict[str, Tensor]:
+            pairs = [batches.records["elite"][k] for k in index.tolist()]
+            pixels = batches.cache.batch([r["row"] for r in pairs]).to(net.device)
+            v, grids = net.encode_grids(pixels, [settings.token_stage] if settings.appearance else [])
+            patches = dict(patches=net.name_tokens(grids[settings.token_stage], pixels)[1]) if settings.appearance else {}
+            return dict(image=v, text=net.encode_text(batches.tokens([r["caption"].strip() for r in pairs])), modality=torch.tensor([MODALITIES.index(r["modality"]) for r in pairs], device=net.device), **patches)
+        was, memory = net.training, net.reference.memory
+        net.eval()
+        try: refill(memory, encode, memory.index[memory.index >= 0])
+        finally: net.train(was)
+    return renew
+
 # %% ../nbs/13_pretraining.ipynb #c16c8d28
 def train_member(
     folder: Path,               # of this variant and seed; what a killed training left there is taken up
@@ -493,7 +517,8 @@ def train_member(
     batches = Batches(cache, model.text_encoder.tokenize, settings, seed, model.decoder.tokenize if model.decoder else None)
     if settings.elite and verbose: caption_faults([r["caption"] for r in batches.records["elite"]], model.text_encoder.tokenizer, model.text_encoder.max_tokens)
     accelerator = get_accelerator(device, settings.unused_parameters)
-    fit(model, batches, settings, folder, seed=seed, steps_per_epoch=batches.steps_per_epoch(), accelerator=accelerator, label=label, verbose=verbose)
+    fit(model, batches, settings, folder, seed=seed, steps_per_epoch=batches.steps_per_epoch(), accelerator=accelerator, label=label, verbose=verbose,
+        after_step=refreshing(batches, settings))
     if accelerator.is_main_process:
         model.eval().save_pretrained(folder)
         shutil.rmtree(Path(folder) / "checkpoints", ignore_errors=True)

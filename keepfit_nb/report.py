@@ -16,6 +16,7 @@ import numpy as np, pandas as pd
 import matplotlib.pyplot as plt, seaborn as sns
 from jinja2 import Environment
 from pydantic import BaseModel
+from .comparisons import student
 from .profiles import *
 from .published import beside, latex_tables, run_dataset_card, run_model_card
 
@@ -23,7 +24,7 @@ from .published import beside, latex_tables, run_dataset_card, run_model_card
 PROTOCOLS = {name: title for name, title in {"15_zero_shot": "Zero-shot", "16_few_shot": "Few-shot", "17_linear_probe": "Linear probe", "17a_fine_tuning": "Fine-tuning", "17b_segmentation": "Segmentation",
              "18_retrieval": "Retrieval", "19_explain": "Where the model looks"}.items() if name in chapters()}
 NEEDED = ("15_zero_shot", "16_few_shot", "17_linear_probe")      # a report waits for these; the others are shown where they were run
-COLUMNS = ["model", "seed", "set", "task", "kind", "modality", "protocol", "shots", "metric", "value", "low", "high", "n"]
+COLUMNS = ["model", "variant", "seed", "set", "task", "kind", "modality", "protocol", "shots", "metric", "value", "low", "high", "n"]
 
 class Settings(BaseModel, extra="forbid"):
     "Settings of the report."
@@ -37,6 +38,7 @@ def read_results(run_dir: Path) -> pd.DataFrame:
         if not path.exists(): continue
         try: rows = pd.read_parquet(path)
         except Exception as err: raise ValueError(f"{stage_name}/results.parquet cannot be read ({err}); run chapter {stage_name.partition('_')[0]} again") from err
+        if "model" in rows and "variant" not in rows: rows.insert(rows.columns.get_loc("model") + 1, "variant", "")      # an older run, which did not say
         absent = [c for c in COLUMNS if c not in rows]
         if absent: raise ValueError(f"{stage_name}/results.parquet lacks the columns {absent}; run chapter {stage_name.partition('_')[0]} again")
         found.append(rows)
@@ -44,7 +46,7 @@ def read_results(run_dir: Path) -> pd.DataFrame:
 
 # %% ../nbs/21_report.ipynb #6c684de5
 def overview_rows(results: pd.DataFrame) -> pd.DataFrame:
-    "Zero-shot ACA by model × set × modality × kind: value, low, high, n, sd over seeds. Uses the `macro` rows of chapter 15 where tasks were averaged."
+    "Zero-shot ACA by model × set × modality × kind: value, low, high, n, and over the seeds sd and Student's interval. Uses the `macro` rows of chapter 15 where tasks were averaged."
     rows = results[(results.protocol == "zero-shot") & (results.metric == "ACA")]
     macro = rows[rows.task.str.startswith("macro")]
     single = rows[~rows.task.str.startswith("macro")]
@@ -52,16 +54,16 @@ def overview_rows(results: pd.DataFrame) -> pd.DataFrame:
     lonely = single.groupby(keys).filter(lambda g: g.task.nunique() == 1)
     rows = pd.concat([macro, lonely.merge(macro[keys].drop_duplicates(), on=keys, how="left", indicator=True)
                       .query("_merge == 'left_only'").drop(columns="_merge")])
-    sd = rows.groupby(keys).value.std().rename("sd")
+    over = rows.groupby(keys).value.agg(sd="std", seed_low=lambda v: student(v)[0], seed_high=lambda v: student(v)[1])
     table = rows.groupby(keys).agg(value=("value", "mean"), low=("low", "mean"), high=("high", "mean"), n=("n", "mean"), seeds=("seed", "nunique"))
-    return table.join(sd).reset_index()
+    return table.join(over).reset_index()
 
 # %% ../nbs/21_report.ipynb #b14e7233
-def cell(value: float, low: float = np.nan, high: float = np.nan, digits: int = 3) -> str:
-    "`0.812 [0.780, 0.840]` as HTML; a dash for nothing."
+def cell(value: float, low: float = np.nan, high: float = np.nan, digits: int = 3, seeds: tuple | list = (np.nan, np.nan)) -> str:
+    "`0.812 [0.780, 0.840] seeds [0.790, 0.834]` as HTML, without what is nan; a dash for nothing."
     if value is None or pd.isna(value): return "–"
-    span = f" <small>[{low:.{digits}f}, {high:.{digits}f}]</small>" if pd.notna(low) and pd.notna(high) else ""
-    return f"{value:.{digits}f}{span}"
+    ends = [f"{name}[{a:.{digits}f}, {b:.{digits}f}]" for name, a, b in (("", low, high), ("seeds ", *seeds)) if pd.notna(a) and pd.notna(b)]
+    return f"{value:.{digits}f}" + (f" <small>{' '.join(ends)}</small>" if ends else "")
 
 def as_table(frame: pd.DataFrame, index: bool = False) -> str:
     "A frame as an HTML table; text is escaped, cells made by `cell` keep their markup."
@@ -75,8 +77,9 @@ def as_table(frame: pd.DataFrame, index: bool = False) -> str:
 MODEL_ORDER = ("start", "public", "elite", "keepfit")
 
 def wide(rows: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-    "Models down, `columns` across, each cell a value with its interval."
-    rows = rows.assign(cell=[cell(v, lo, hi) for v, lo, hi in zip(rows.value, rows.low, rows.high)])
+    "Models down, `columns` across, each cell a value with its intervals: over test images, and over seeds where the rows have one."
+    rows = rows.reindex(columns=dict.fromkeys([*rows.columns, "seed_low", "seed_high"]))
+    rows = rows.assign(cell=[cell(v, lo, hi, seeds=s) for v, lo, hi, *s in zip(rows.value, rows.low, rows.high, rows.seed_low, rows.seed_high)])
     rows = rows.assign(column=rows[columns].astype(str).agg(" · ".join, axis=1))
     table = rows.pivot_table(index="model", columns="column", values="cell", aggfunc="first", sort=False)
     rank = {m: i for i, m in enumerate(MODEL_ORDER)}
@@ -106,8 +109,9 @@ def versus_rows(run_dir: Path) -> pd.DataFrame:
     table = pd.concat(found, ignore_index=True) if found else pd.DataFrame()
     if not len(table): return table
     table = table.assign(difference=[cell(v, lo, hi) for v, lo, hi in zip(table.difference, table.low, table.high)])
-    for p in ("p_bootstrap", "p_mcnemar", "p_delong", "p_holm", "p_bh"): table[p] = ["–" if pd.isna(v) else "<.001" if v < .001 else f"{v:.3f}" for v in table[p]]
-    return table[["protocol", "task", "a", "b", "seed", "difference", "n", "p_bootstrap", "p_mcnemar", "p_delong", "p_holm", "p_bh"]]
+    tests = ["p_bootstrap", "p_holm", "p_bh", "p_mcnemar", "p_mcnemar_holm", "p_delong", "p_delong_holm"]
+    table = table.reindex(columns=["protocol", "task", "a", "b", "seed", "difference", "n", *tests])
+    return table.assign(**{p: ["–" if pd.isna(v) else "<.001" if v < .001 else f"{v:.3f}" for v in table[p]] for p in tests})
 
 def class_table(run_dir: Path, variant: str) -> pd.DataFrame:
     "Recall, F1, AUC and AUPR of each class of the coarse tasks for one variant; empty when chapter 15 left none."
@@ -192,8 +196,8 @@ def data_rows(run_dir: Path) -> tuple[pd.DataFrame, list[str]]:
     notes += source_notes(Path(run_dir))
     metrics = read_json(Path(run_dir) / "05_sources" / "metrics.json", {})
     if metrics.get("set_aside"): notes.append(f"Set aside because their modality is not CFP, FFA or OCT: {metrics['set_aside']}.")
-    leaks = read_json(Path(run_dir) / "14_evaluation" / "metrics.json", {}).get("leaks")
-    if leaks is not None: notes.append(f"Leak check between pretraining and test images (same patient, same bytes): {leaks} found.")
+    verdict = read_json(Path(run_dir) / "14_evaluation" / "metrics.json", {}).get("leak_verdict")
+    if verdict: notes.append(f"Leak check between everything trained on and the test images: {verdict}.")
     return table, notes
 
 # %% ../nbs/21_report.ipynb #a0d1b573

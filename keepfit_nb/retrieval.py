@@ -18,9 +18,9 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, Field
 
-from .captioning import score_words
+from .captioning import meteor_tool, score_words
 from .decoder import facts_only, shown
-from .evaluation import Bench, Task, interval, resample, write_table
+from .evaluation import Bench, Task, interval, resample, write_results, write_table
 from .knowledge import canonical, prompts
 from .profiles import MODALITIES, browse, find_stage, open_run, stage
 from .ranking import RANK_METRICS, centred, chance, judge_ranking, multi_hot, overlap, rank_metrics, ranked, redraw, search, with_interval
@@ -255,7 +255,7 @@ def ask_model(ask: Asker, model, groups: list[Group], pixels: Callable, elite: l
     return said, eyes
 
 # %% ../nbs/18_retrieval.ipynb #81638b64
-@stage("18_retrieval", needs=["06_images", "13_pretraining", "14_evaluation"], settings=Settings)
+@stage("18_retrieval", needs=["06_images", "13_pretraining", "14_evaluation"], settings=Settings, extra=lambda run, s: "METEOR" if meteor_tool() else "")
 def build(run, folder: Path, settings: Settings, inputs: dict[str, Path]) -> dict:
     "Leave results.parquet, captions.parquet (what was said), photos.jsonl and eyes.npz (vectors of the simulated eyes, by model)."
     from keepfit_nb.evaluation import _models
@@ -285,7 +285,7 @@ def _stack(pictures):
 
 def _leave(run, folder, rows, said, drawn, vectors, eyes, decoders) -> dict:
     "Write the files; the numbers of the stage."
-    table = write_table(rows, folder / "results.parquet")
+    table = write_results(rows, folder, run.variants)
     columns = ("model", "seed", "protocol", "set", "modality", "number", "said", "reference")
     write_table(said, folder / "captions.parquet", columns)
     (folder / "photos.jsonl").write_text("".join(json.dumps(p) + "\n" for p in drawn), encoding="utf-8")

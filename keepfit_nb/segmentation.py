@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from .captions import Settings as PhantomSettings
 from .decoder import stage_grids
 from .encoders import ImageEncoder, Settings as EncoderSettings, build_image_encoder
-from .evaluation import ResultRow, write_table
+from .evaluation import ResultRow, write_results
 from .images import ImageCache
 from .loop_parts import rows_of_step
 from .masks import Eyes, draw_eyes, mean_overlap, overlaps, real_sets
@@ -325,7 +325,7 @@ def build(run, folder: Path, settings: Settings, inputs: dict[str, Path]) -> dic
                 for fraction in settings.fractions:
                     found = _cell(run, folder, settings, encoder, dict(run=run.dir.name, model=name, seed=seed), some, mode, fraction)
                     rows += found[0]; facts += found[1]
-    table = write_table(rows, folder / "results.parquet"); pd.DataFrame(facts).to_csv(folder / "facts.csv", index=False)
+    table = write_results(rows, folder, run.variants); pd.DataFrame(facts).to_csv(folder / "facts.csv", index=False)
     full = table[(table.metric == "Dice") & (table.set == "phantoms") & (table.shots == 0)]
     mean = full.groupby(["model", "protocol"]).value.mean()
     return dict(rows=len(table), trainings=len({(f["model"], f["seed"], f["source"], f["modality"], f["mode"], f["train"]) for f in facts}), left_out=", ".join(left) or "none",

@@ -229,14 +229,15 @@ def status_line(watches: list[Watch], left: float | None, place: int, total: int
 # %% ../nbs/22.3_supervision.ipynb #f2579198
 def notify(
     command: list[str],     # words; empty: nobody
-    folder: Path,           # notice.json is written here
+    folder: Path,           # the notice is written here
     notice: dict,           # what to tell
     timeout: float = 60.,
+    name: str = "notice.json",
 ) -> str:                   # what went wrong; empty when nothing did
-    "Write notice.json and call a command with its path as the last word. No shell; nothing is raised."
+    "Write the notice and call a command with its path as the last word. No shell; nothing is raised."
     if not command: return ""
     try:
-        path = write_json(Path(folder) / "notice.json", notice)
+        path = write_json(Path(folder) / name, notice)
         done = subprocess.run([*command, str(path)], cwd=project_root(), timeout=timeout, capture_output=True, text=True, stdin=subprocess.DEVNULL)
         return "" if done.returncode == 0 else f"notify: {command[0]} ended with {done.returncode}: {done.stderr.strip()[-200:]}"
     except subprocess.TimeoutExpired: return f"notify: {command[0]} took more than {told(timeout)} and was ended"

@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from .knowledge import canonical, load_knowledge
 from .profiles import expand, nearest, open_run, resource, write_json
@@ -41,6 +41,8 @@ class Task(BaseModel, extra="forbid"):
     ordinal: bool = False                # the classes are grades, in order
     multi_label: bool = False            # a row may belong to several classes
     exclusive: bool = True               # rows with a further category are left out (of one-label tasks)
+    shots: list[int] | None = None       # of chapter 16, for this task; None: its settings
+    seed: int | None = None              # of the supports that chapter 16 draws; None: from the run's
 
     @property
     def names(self) -> list[str]: return [c.name for c in self.classes]
@@ -163,6 +165,8 @@ class Declared(BaseModel, extra="forbid"):
     multi_label: bool = False
     exclusive: bool = True
     split: Literal["records"] = "records"            # as chapter 05 has split the records: as published, or by patient
+    shots: list[PositiveInt] | None = Field(None, min_length=1)     # few-shot: these sizes in place of those in section few_shot
+    seed: NonNegativeInt | None = None               # few-shot: draw the supports with this seed, whatever the run's
     by: str = ""                                     # where the question is asked this way
     note: str = ""
     @model_validator(mode="after")
@@ -238,7 +242,8 @@ def declared_for(settings: TaskSettings) -> dict[tuple[str, str], list[Declared]
 
 def _posed(d: Declared, source: str, records, settings) -> Task | None:
     "A declaration as a task of this run: classes with rows enough; None when fewer than two have them."
-    task = Task(name=d.name, set=source, modality=d.modality, kind="coarse", classes=d.specs, ordinal=d.ordinal, multi_label=d.multi_label, exclusive=d.exclusive)
+    task = Task(name=d.name, set=source, modality=d.modality, kind="coarse", classes=d.specs, ordinal=d.ordinal, multi_label=d.multi_label, exclusive=d.exclusive,
+                shots=d.shots, seed=d.seed)
     n = {s: select_multi(task, records, s)[1].sum(0) if d.multi_label else np.bincount(select(task, records, s)[1], minlength=len(d.specs)) for s in ("train", "test")}
     keep = [c for k, c in enumerate(task.classes) if n["test"][k] >= settings.min_test and n["train"][k] >= settings.min_train]
     if len(keep) < 2 - d.multi_label: return None

@@ -174,7 +174,9 @@ class MaskedBatches:
         if self.mask is None: raise ValueError("the tokenizer has no mask token; masked language modelling needs one")
         self.plain = np.setdiff1d(np.arange(len(tokenizer)), tokenizer.all_special_ids)
 
-    def steps_per_epoch(self) -> int: return math.ceil(len(self.blocks) / self.settings.batch_size / self.settings.accumulate)
+    def steps_per_epoch(self) -> int:
+        from keepfit_nb.training import steps_of_epoch
+        return steps_of_epoch(len(self.blocks), self.settings.batch_size, self.settings.accumulate)
 
     def __call__(self, i: int) -> dict[str, Tensor]:
         from keepfit_nb.training import rows_of_step

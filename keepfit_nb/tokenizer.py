@@ -215,13 +215,13 @@ def teach(
     rows: np.ndarray | None = None,   # None: `teaching_rows(cache)`
 ):                           # (ImageTokenizer on the CPU, curves)
     "Learn visual tokens from the pictures of a cache, by reconstruction. Resumes where it was killed."
-    from keepfit_nb.training import fit, rows_of_step
+    from keepfit_nb.training import fit, rows_of_step, steps_of_epoch
     torch.manual_seed(seed)                          # of the first weights; `fit` seeds the rest
     rows = teaching_rows(cache) if rows is None else rows
     batches = lambda n: dict(pixels=cache.batch(part := rows[rows_of_step(n, len(rows), settings.batch_size, seed)]), rows=torch.from_numpy(part))
     learner = Learner(settings, cache.size)
     learner.tokenizer.begin(cache.batch(rows[rows_of_step(0, len(rows), min(len(rows), 256), seed)]))
-    curves = fit(learner, batches, settings, folder, seed=seed, steps_per_epoch=max(len(rows) // settings.batch_size, 1),
+    curves = fit(learner, batches, settings, folder, seed=seed, steps_per_epoch=steps_of_epoch(len(rows), settings.batch_size, settings.accumulate),
                  device=device, label="tokenizer", verbose=verbose)
     return learner.cpu().finish(), curves
 

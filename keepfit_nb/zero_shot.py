@@ -20,7 +20,7 @@ from pydantic import BaseModel, field_validator
 
 from .comparisons import COMPARISON_COLUMNS, compare, corrected, sign_p
 from .decoding import decode
-from .evaluation import Bench, Task, write_table
+from .evaluation import Bench, Task, write_results, write_table
 from .knowledge import KINDS, TEMPLATES, canonical, load_knowledge, prompts
 from .measures import best_thresholds, interval, macro_replicates, per_class, replicates
 from .profiles import MODALITIES, browse, complaint, in_words, nearest, open_run, someone_is_here, stage, unshown
@@ -227,14 +227,17 @@ def class_rows(bench: Bench, predictions: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(out, ignore_index=True)[list(CLASS_COLUMNS)] if out else pd.DataFrame(columns=list(CLASS_COLUMNS))
 
 # %% ../nbs/15_zero_shot.ipynb #4443b7e5
-def compare_variants(bench: Bench, predictions: pd.DataFrame, lead: str) -> pd.DataFrame:
-    "Paired tests of the variant `lead` against each other one, seed by seed, protocol zero-shot; corrected over the whole table."
-    s, out, rows = bench.settings, [], predictions[predictions.protocol == "zero-shot"]
+def compare_variants(bench: Bench, predictions: pd.DataFrame, lead: str, protocols=("zero-shot",)) -> pd.DataFrame:
+    "Paired tests of the variant `lead` against each other model that answered, seed by seed; corrected over the whole table."
+    return corrected([row for p in protocols for row in _versus(bench, predictions[predictions.protocol == p], lead, p)])
+
+def _versus(bench: Bench, rows: pd.DataFrame, lead: str, protocol: str) -> list[dict]:
+    s, out = bench.settings, []
     answers = {key: (p.row.to_numpy(), np.stack(p.probs.to_list())) for key, p in rows.groupby(["model", "seed", "task"], sort=False)}
-    about = lambda task, seed, other, name: dict(run=bench.run, protocol="zero-shot", set=task.set, task=name, kind=task.kind, modality=task.modality, seed=seed, a=lead, b=other)
+    about = lambda task, seed, other, name: dict(run=bench.run, protocol=protocol, set=task.set, task=name, kind=task.kind, modality=task.modality, seed=seed, a=lead, b=other)
     for other, seed in [(m, x) for m, x in bench.models if m != lead and (lead, x) in bench.models and ((rows.model == m) & (rows.seed == x)).any()]:
         fine = {}
-        for task in bench.tasks:
+        for task in (t for t in bench.tasks if {(m, seed, t.name) for m in (lead, other)} <= answers.keys()):
             test, y = bench.rows(task); a, b = (answers[m, seed, task.name][1] for m in (lead, other))
             if task.kind == "fine": fine.setdefault((task.set, task.modality), []).append((task, test, y, a, b)); continue
             out.append(about(task, seed, other, task.name) | compare(y, a, b, s.bootstrap, bench.draw_seed(task.name), bench.patients(test), task.ordinal, s.confidence))
@@ -244,7 +247,7 @@ def compare_variants(bench: Bench, predictions: pd.DataFrame, lead: str) -> pd.D
             low, high = interval((a - b)[1:], s.confidence)
             out.append(about(parts[0][0], seed, other, name) | dict(metric="ACA", difference=float((a - b)[0]), low=low, high=high, n=len(np.unique(np.concatenate([p[1] for p in parts]))),
                                                                   a_only=np.nan, b_only=np.nan, p_bootstrap=sign_p((a - b)[1:]), p_mcnemar=np.nan, p_delong=np.nan))
-    return corrected(out)
+    return out
 
 # %% ../nbs/15_zero_shot.ipynb #9d2a2bae
 TEMPLATE_COLUMNS = ("run", "model", "seed", "set", "task", "modality", "template", "ACA")
@@ -276,7 +279,7 @@ def build(run, folder: Path, settings: Settings, inputs: dict[str, Path]) -> dic
         if name == run.default_variant: wordings += template_rows(bench, name, seed, model)
         (folder / name).mkdir(exist_ok=True); np.savez(folder / name / f"{seed}.npz", **places)
     results += own_answers(bench, inputs["13a_baselines"])          # a classifier has no words, but answers of its own
-    table, every = write_table(results, folder / "results.parquet"), pd.concat(predictions, ignore_index=True) if predictions else pd.DataFrame(columns=list(PREDICTION_COLUMNS))
+    table, every = write_results(results, folder, run.variants), pd.concat(predictions, ignore_index=True) if predictions else pd.DataFrame(columns=list(PREDICTION_COLUMNS))
     write_table(every, folder / "predictions.parquet", PREDICTION_COLUMNS); write_table(wordings, folder / "templates.parquet", TEMPLATE_COLUMNS)
     write_table(class_rows(bench, every), folder / "classes.parquet", CLASS_COLUMNS)
     versus = write_table(compare_variants(bench, every, run.default_variant), folder / "comparisons.parquet", COMPARISON_COLUMNS)

@@ -13,7 +13,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")          # no test reaches for a hu
 
 def pytest_collection_modifyitems(items):
     "The longest files first: two processes share the files, and none should begin one when the other has nothing left."
-    first = ("test_chain.py", "test_running.py", "test_repository.py")
+    first = ("test_chain.py", "test_running.py", "test_howto.py", "test_repository.py")
     items.sort(key=lambda item: first.index(item.path.name) if item.path.name in first else len(first))
 
 

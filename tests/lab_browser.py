@@ -69,14 +69,14 @@ def _wait_for(address: str, token: str, server, log: Path, seconds: float = 120)
 
 
 @contextlib.contextmanager
-def chromium_page(width: int = 1400, height: int = 1000):
-    "A page of headless Chromium."
+def chromium_page(width: int = 1400, height: int = 1000, **more):
+    "A page of headless Chromium; `more` is what playwright's new_page takes."
     from playwright.sync_api import sync_playwright
     root = hasattr(os, "geteuid") and os.geteuid() == 0
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=CHROMIUM, headless=True, args=["--disable-gpu", "--disable-dev-shm-usage", "--no-proxy-server", "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"] + ["--no-sandbox"] * root)
         try:
-            page = browser.new_page(viewport=dict(width=width, height=height)); page.set_default_timeout(240_000)
+            page = browser.new_page(viewport=dict(width=width, height=height), **more); page.set_default_timeout(240_000)
             yield page
         finally: browser.close()
 

@@ -4,7 +4,7 @@ import json
 import numpy as np, pytest
 
 from keepfit_nb import ablation
-from keepfit_nb.ablation import (Bundle, Study, contrasts, devices_for, gain, grid, pack, questions, run_cell, run_grid, scores, seeds_of, spelled, student,
+from keepfit_nb.ablation import (Bundle, Study, contrasts, devices_for, gain, gains, grid, pack, questions, run_cell, run_grid, scores, seeds_of, spelled, student,
                                  study_settings, unpack, unspelled)
 from keepfit_nb.pretraining import variant_settings
 from test_pretraining import TOY, cache, place, settings                                  # noqa: F401  (fixtures)
@@ -64,6 +64,28 @@ def test_gain_is_the_difference_of_means():
     assert g["gain"] == g["low"] == g["eyes_high"] == 0
 
 
+def test_gains_have_a_paired_t_and_holm_over_the_contrasts_of_a_kind():
+    from scipy.stats import ttest_rel
+    study = world({"public": .5, "elite": .56, "elite-only": .55, "keepfit": .62}); coarse = [q | dict(kind="coarse") for q in study.questions[:2]]
+    study = Study(study.plain | dict(questions=coarse + study.questions[2:])); table = gains(study, n=20)
+    assert set(table.kind) == {"coarse", "fine"} and len(table) == 8
+    for kind, part in table.groupby("kind"):
+        score = scores(study).query("modality == 'all' and kind == @kind").pivot_table(index="seed", columns="row", values="aca")
+        p = [ttest_rel(score[g.new], score[g.old]).pvalue for g in part.itertuples()]; assert np.allclose(part.p, p)
+        left, most, want = len(p), 0., {}
+        for k in np.argsort(p, kind="stable"): most = max(most, min(1., left * p[k])); want[k] = most; left -= 1          # Holm by hand
+        assert np.allclose(part.p_holm, [want[k] for k in range(len(p))])
+    assert np.isnan(gains(world({"public": .5, "elite": .6}, seeds=1), n=10).p_holm).all()
+
+
+def test_tables_and_numbers_of_a_study(tmp_path):
+    "What benchmarks/ablation.py reads again."
+    import pandas as pd
+    values = ablation.report(world({"public": .5, "elite": .7, "keepfit": .8}), tmp_path, 20); table = pd.read_csv(tmp_path / "gains.csv")
+    assert {"p", "p_holm"} <= set(table) and "each" not in table and values["fine.gain.keepfit_over_public"] == round(table.set_index(["new", "old"]).gain["keepfit", "public"], 4)
+    assert 0 <= values["fine.gain.keepfit_over_public.p_holm"] <= 1
+
+
 def test_rows_without_common_seed():
     with pytest.raises(ValueError, match="no finished seed in common"): gain(world(dict(elite=.6)), "keepfit", "elite")
 
@@ -103,7 +125,7 @@ def test_broken_bundles(parcel, tmp_path):
 
 def test_a_cell_is_repeatable_and_a_study_resumes(parcel, tmp_path, monkeypatch, capsys):
     bundle, s = Bundle(parcel), settings(steps=2)
-    one, two = (run_cell(bundle, tmp_path / k, "elite", grid()["elite"], 3, s) for k in "ab")
+    one, two = (run_cell(bundle, tmp_path / k, "elite", grid()["elite"], 3, s.model_copy(update=more)) for k, more in (("a", {}), ("b", dict(labels_first=300))))      # a profile's first weights are none of a bundle's business
     assert one["answers"] == two["answers"] and one["images"] == 24 and not (tmp_path / "a" / "models" / "elite" / "3").exists()
     monkeypatch.setattr(ablation, "ProcessPoolExecutor", lambda *_: pytest.fail("finished cells are not done again"))
     assert run_grid(parcel, tmp_path / "a", [("elite", grid()["elite"], 3)], s) == []

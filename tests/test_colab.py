@@ -166,3 +166,25 @@ def test_drive_can_be_left_alone(place, machine):
     m = machine("three", KEEPFIT_DRIVE="no")
     out = m.run(setup_cell("08_training"))
     assert "runs stay on this machine" in out and "Mounted" not in out and not (m.content / "keepfit_nb" / "runs").is_symlink()
+
+
+PIP = '''
+import json, os, sys
+with open(os.environ["THE_PIP"], "a") as f: f.write(json.dumps(sys.argv[1:]) + "\\n")
+'''
+HIDE = '''
+import os
+from importlib import metadata
+found = metadata.distributions
+metadata.distributions = lambda **k: [] if k.get("name") in ("sacrebleu", "jupyterlab") and not os.path.exists(os.environ["THE_PIP"]) else found(**k)
+'''
+
+
+def test_only_what_is_missing_is_installed(place, machine, tmp_path):
+    "One package is not there (and JupyterLab, which Colab does not need): pip is asked for that one, with its bound, once."
+    (tmp_path / "pip.py").write_text(PIP); record = tmp_path / "asked.jsonl"
+    wanted = next(line.strip() for line in (ROOT / "settings.ini").read_text().splitlines() if line.strip().startswith("sacrebleu"))
+    m = machine("four", KEEPFIT_DRIVE="no", THE_PIP=str(record), PYTHONPATH=os.pathsep.join([str(tmp_path), str(place / "stub")]))
+    m.run(HIDE)
+    for _ in range(2): assert "keepfit_nb is ready" in m.run(setup_cell("08_training"))
+    assert [json.loads(line) for line in record.read_text().splitlines()] == [["install", "-q", wanted]]

@@ -6,7 +6,7 @@ from scipy.stats import binom
 from sklearn.metrics import roc_auc_score
 
 from keepfit_nb.comparisons import (COMPARISON_COLUMNS, _placements, benjamini_hochberg, compare, corrected, delong, holm, mcnemar, paired_bootstrap,
-                                    sign_p)
+                                    sign_p, student, student_p)
 
 
 @settings(max_examples=40, deadline=None)
@@ -68,10 +68,22 @@ def test_a_model_against_itself_and_a_clear_winner():
     assert won["low"] > 0 and won["p_bootstrap"] < .02 and won["p_mcnemar"] < .001
     assert won["difference"] == -compare(y, bad, good, 200)["difference"]
     table = corrected([won, same]); assert table.p_holm[0] == pytest.approx(2 * table.p_bootstrap[0]) and set(table) <= set(COMPARISON_COLUMNS)
+    assert table.p_mcnemar_holm[0] == pytest.approx(2 * table.p_mcnemar[0]) and table.p_mcnemar_bh[0] == pytest.approx(2 * table.p_mcnemar[0]) and table.p_delong_holm.isna().all()
+    two = corrected([dict(p_bootstrap=.5, p_mcnemar=.5, p_delong=p) for p in (.01, .04, np.nan)]); assert np.allclose(two.p_delong_holm, [.02, .04, np.nan], equal_nan=True)
     assert list(corrected([])) == list(COMPARISON_COLUMNS)
     assert np.isnan(compare([1], [[.2, .8]], [[.7, .3]])["p_bootstrap"])       # a test set of one
     with pytest.raises(ValueError, match="same rows"): paired_bootstrap(y, good, bad[:, :2])
     with pytest.raises(ValueError, match="unknown metric 'ACC'"): paired_bootstrap(y, good, bad, "ACC")
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.floats(-1, 1).map(lambda v: round(v, 3)), min_size=2, max_size=9))
+def test_student_is_scipys(gains):
+    from scipy.stats import t, ttest_rel
+    x = np.array(gains)
+    if x.std() < 1e-9: assert student_p(x) == (1 if not x.any() else pytest.approx(0, abs=1e-6)); return
+    assert np.allclose(student(x), t.interval(.95, len(x) - 1, x.mean(), x.std(ddof=1) / len(x) ** .5)) and student_p(x) == pytest.approx(ttest_rel(x, 0 * x).pvalue)
+    assert (student_p(x) < .05) == (not student(x)[0] <= 0 <= student(x)[1])
 
 
 def test_under_the_null_few_are_claimed():

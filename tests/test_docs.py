@@ -1,5 +1,5 @@
-"The book: built whole, readable without a network, searchable; its reference pages true; its how-to pages run."
-import json, os, re, shlex, shutil, subprocess, sys
+"The book: built whole, readable without a network, searchable; its reference pages true. Its how-to pages are run by tests/test_howto.py."
+import json, re, shutil, subprocess, sys
 from pathlib import Path
 
 import pytest
@@ -157,41 +157,28 @@ def test_a_browser_opens_it_from_the_folder(html, tmp_path):
     assert re.search(r'<ul[^>]*class="search".*?href="10_contrastive\.html', found, re.S), "search does not answer"
 
 
-# ---- how-to pages
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    "A folder like a reader's: one tiny model, a few eyes, a table with a broken row."
-    import numpy as np, torch
-    from PIL import Image
-    from keepfit_nb.encoders import Settings as Encoders, make_tokenizer, text_config
-    from keepfit_nb.pretraining import KeepFIT, Settings
-    folder = tmp_path_factory.mktemp("reader"); toy = Encoders(image_model="test_resnet", text_width=32, text_layers=1, text_heads=2, vocab_size=200, projection=16)
-    tokenizer, _ = make_tokenizer(toy, ["a fundus photograph of a normal retina, glaucoma or a macular hole"] * 3)
-    tokenizer.save_pretrained(folder / "tokenizer"); text_config(toy, len(tokenizer)).save_pretrained(folder / "tokenizer")
-    torch.manual_seed(0)
-    KeepFIT(toy, folder / "tokenizer", 32, settings=Settings(precision="fp32")).eval().save_pretrained(folder / "runs" / "latest" / "13_pretraining")
-    rng = np.random.default_rng(0); rows = ["file,diagnosis,person,report"]
-    for k in range(12):
-        name = ("normal", "glaucoma")[k % 2]; file = folder / "eyes" / name / f"{k}.png"; file.parent.mkdir(parents=True, exist_ok=True)
-        disc = np.hypot(*(np.mgrid[:96, :96] - 48)) < 44
-        Image.fromarray((disc[..., None] * np.array([150, 80, 40]) + rng.integers(0, 40, (96, 96, 3))).clip(0, 255).astype(np.uint8)).save(file)
-        rows.append(f"eyes/{name}/{k}.png,{name},p{k // 2},The image shows {name}.")
-    shutil.copy(folder / "eyes" / "glaucoma" / "1.png", folder / "eye.png")
-    (folder / "eyes.csv").write_text("\n".join([*rows, "eyes/normal/gone.png,normal,p9,Nothing."]) + "\n", encoding="utf-8")
-    return folder
+def brightness(page, selector: str, what: str) -> float:
+    "0 (black) to 255 (white) of a colour as the browser computed it; a transparent one is that of what lies behind."
+    colour = page.evaluate("""([s, what]) => { let e = document.querySelector(s);
+        while (what == 'backgroundColor' && e.parentElement && getComputedStyle(e)[what] == 'rgba(0, 0, 0, 0)') e = e.parentElement;
+        return getComputedStyle(e)[what]; }""", [selector, what])
+    assert colour != "rgba(0, 0, 0, 0)", selector
+    return sum(map(float, re.findall(r"[\d.]+", colour)[:3])) / 3
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", HOWTO, ids=lambda p: p.stem)
-def test_how_to_pages_run_as_they_stand(page, place):
-    blocks = re.findall(r"^```(python|bash)\n(.*?)^```", read(page), re.S | re.M)
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{place / 'bin'}{os.pathsep}{os.environ['PATH']}"}
-    code = "\n".join(text for kind, text in blocks if kind == "python")
-    done = subprocess.run([sys.executable, "-c", code], cwd=place, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-2500:]
-    for line in [line for kind, text in blocks if kind == "bash" for line in text.splitlines() if line.strip()]:
-        assert line.startswith("keepfit-nb ")
-        done = subprocess.run([sys.executable, "-m", "keepfit_nb.running", *shlex.split(line)[1:]], cwd=place, env=env, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-2500:]
-    assert code and not re.search(r"^\s*\.\.\.", code, re.M)
+@pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium on this machine")
+def test_dark_and_light_and_a_walk_through_the_sidebar(html):
+    "A reader whose system is dark gets a dark page, formulas, code and the method's figure included; the sidebar leads from the first page to a chapter."
+    pytest.importorskip("playwright")
+    import lab_browser as lab
+    for scheme, dark in (("dark", True), ("light", False)):
+        with lab.chromium_page(color_scheme=scheme) as page:
+            page.goto((html / "index.html").as_uri())
+            tree = page.locator(".sidebar-tree"); tree.get_by_role("link", name="Learning", exact=True).click(); page.wait_for_url("**/part5.html")
+            tree.get_by_role("link", name=re.compile("^10 ·")).first.click(); page.wait_for_url("**/10_contrastive.html")
+            page.wait_for_selector("mjx-container", state="attached")
+            assert page.locator("h1").first.inner_text().startswith("10 ·") and tree.locator("li.current-page").inner_text().startswith("10 ·")
+            for ink, ground in (("article p", "article"), ("mjx-container", "article"), ("div.highlight pre", "div.highlight pre"), (".sidebar-tree a", ".sidebar-drawer")):
+                text, back = brightness(page, ink, "color"), brightness(page, ground, "backgroundColor")
+                assert (back < 60 and text > 130) if dark else (back > 200 and text < 130), f"{scheme}: {ink} {text:.0f} on {back:.0f}"

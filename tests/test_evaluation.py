@@ -276,6 +276,29 @@ def test_training_rows_of_the_protocols_count_as_training(tmp_path):
 def test_no_leak_says_so(tmp_path):
     sources(tmp_path, [], [], [dict(image=picture(tmp_path, "a.png", 1), patient="x", split="test")])
     assert not len(leak_check(tmp_path)) and ev._verdict(leak_check(tmp_path), "fail").startswith("no test image")
+    assert "were not looked for" in ev._verdict(leak_check(tmp_path), "fail") and "were not looked for" in ev._verdict(leak_check(tmp_path), "fail", dict(rule="off"))
+
+
+def test_near_copies_of_chapter_05_are_in_verdict_and_policy(tmp_path):
+    "From chapter 05's own stage to the sentence: a test picture that was trained on as a JPEG of another size."
+    import shutil
+    from types import SimpleNamespace
+    from PIL import Image
+    from keepfit_nb import sources as S
+    folder = tmp_path / "pictures"; folder.mkdir(); rng = np.random.default_rng(0)
+    for i in range(4): Image.fromarray(rng.integers(0, 255, (12, 12, 3), dtype=np.uint8)).resize((160, 160), Image.Resampling.BICUBIC).save(folder / f"{i}.png")
+    Image.open(folder / "0.png").resize((128, 128)).save(folder / "copy.jpg", quality=85)
+    def stage(rule):
+        lines = ["image,label,split,patient"] + [f"{n},glaucoma,{s},{p}" for n, s, p in (("copy.jpg", "train", "a"), ("0.png", "test", "b"), ("1.png", "test", "c"), ("2.png", "train", "d"), ("3.png", "val", "e"))]
+        (tmp_path / "t.csv").write_text("\n".join(lines)); out = tmp_path / rule; shutil.rmtree(out, ignore_errors=True); out.mkdir()
+        own = S.SetSpec(name="clinic", path=str(tmp_path / "t.csv"), images=str(folder), modality="CFP")
+        S.build(SimpleNamespace(seed=0), out, S.Settings(sets=[own], near=rule), {}); return out
+    said = lambda out, policy: ev._verdict(leak_check(out), policy, ev._near(out))
+    found = leak_check(out := stage("report"))
+    assert found.kind.tolist() == ["near copy"] and [Path(p).name for p in found.image] == ["0.png"]
+    assert "1 near copy" in said(out, "drop") and said(out, "drop").endswith("left out") and "KEPT" in said(out, "keep")
+    with pytest.raises(ValueError, match="1 near copy.*sources.near=drop"): said(out, "fail")
+    assert "near copies were taken out of training" in said(stage("drop"), "fail") and "not looked for" in said(stage("off"), "fail")
 
 
 # ---- embeddings and bench
@@ -318,6 +341,9 @@ def test_bench_and_result_rows(tmp_path):
     out = bench.judge("keepfit", 0, task, "trial", rows, y, np.eye(3)[y])
     assert [r["metric"] for r in out] == list(METRICS) and all(ResultRow(**r) and r["value"] == (r["metric"] != "ECE") for r in out)
     again = bench.judge("keepfit", 0, task, "trial", rows, y, np.eye(3)[y]); assert out == again
+    rows_ = [r | dict(model=m) for m in ("keepfit", "start", "chance") for r in out]; table = ev.write_results(rows_, tmp_path, ["keepfit", "public"])
+    assert dict(zip(table.model, table.variant)) == {"keepfit": "keepfit", "start": "", "chance": ""} and list(table) == list(ev.RESULT_COLUMNS)
+    assert pd.read_parquet(tmp_path / "results.parquet").equals(table) and list(ev.write_results([], tmp_path, [])) == list(ev.RESULT_COLUMNS)
     fine = bench.tasks[1]; fr, fy = bench.rows(fine)
     m = bench.judge_macro("keepfit", 0, "trial", [(task, rows, y, np.eye(3)[y]), (fine, fr, fy, np.eye(2)[fy])])
     assert {r["task"] for r in m} == {"macro fine phantoms CFP"} and all(r["kind"] == "fine" and r["n"] == len(fr) for r in m)

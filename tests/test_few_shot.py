@@ -12,7 +12,7 @@ from evaluation_bench import FakeModel, fake_run, make_bench
 
 from keepfit_nb import few_shot as fs, zero_shot as zs
 from keepfit_nb.evaluation import macro, score
-from keepfit_nb.profiles import check_section
+from keepfit_nb.profiles import check_section, read_json, write_json
 
 
 @settings(max_examples=30, deadline=None)
@@ -93,6 +93,17 @@ def test_stage_on_a_bench(tmp_path, monkeypatch):
     assert table.task.str.startswith("macro").any()
     again = tmp_path / "again"; again.mkdir(); fs.build(fake_run(tmp_path), again, wanted, {"14_evaluation": bench_dir, "15_zero_shot": zero})
     assert table.equals(pd.read_parquet(again / "results.parquet"))
+
+
+def test_a_task_brings_its_own_shots_and_seed(tmp_path):
+    make_bench(tmp_path / "14"); about = read_json(tmp_path / "14" / "tasks.json"); wanted = fs.Settings(shots=[1, 5], draws=3, methods=["prototype", "Tip-Adapter"], kinds=["coarse"])
+    def stage(name, task=None, seed=0):
+        write_json(tmp_path / "14" / "tasks.json", about | dict(seed=seed, tasks=[about["tasks"][0] | (task or {})])); (out := tmp_path / name).mkdir()
+        fs.build(fake_run(tmp_path), out, wanted, {"14_evaluation": tmp_path / "14", "15_zero_shot": tmp_path}); return pd.read_parquet(out / "results.parquet")
+    value = lambda t: t[t.metric == "ACA"].groupby(["model", "protocol", "shots"]).value.first().to_dict()
+    plain, own = stage("plain"), stage("own", dict(shots=[2, 3], seed=5)); assert set(plain.shots) == {1, 5} and set(own.shots) == {2, 3}
+    assert value(own) == value(stage("later", dict(shots=[2, 3], seed=5), seed=1)) != value(stage("other", dict(shots=[2, 3], seed=6)))      # the declared seed, not the run's
+    assert value(plain) != value(stage("another run", seed=1))
 
 
 def test_settings():

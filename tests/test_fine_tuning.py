@@ -87,6 +87,11 @@ def test_stage_on_a_bench(tmp_path, monkeypatch):
     table = pd.read_parquet(out / "results.parquet")
     assert got["trainings"] == 1 and got["left_out"] == 1 and set(table.protocol) == {"fine-tuning, full"}                # 5 %: one eye a class, nobody to ask
     assert set(table.n) == {len(bench.rows(bench.tasks[0])[0])} and list(out.rglob("looks.csv"))
+    both = tmp_path / "both"; both.mkdir()
+    got = ft.build(run, both, trial(2, enabled=True, models=["keepfit"], ways=["full", "LoRA"], percents=[50, 100]), {"14_evaluation": tmp_path / "14", "06_images": tmp_path})
+    table = pd.read_parquet(both / "results.parquet"); aca = table[table.metric == "ACA"].set_index("protocol").value
+    assert got["trainings"] == 4 and got["left_out"] == 0 and set(aca.index) == {f"fine-tuning, {w}{p}" for w in ("full", "LoRA") for p in ("", ", 50 %")}
+    assert aca.between(0, 1).all() and set(table.variant) == {"keepfit"} and len({p.parent.name for p in both.rglob("looks.csv")}) == 4
 
 
 def test_settings():

@@ -101,6 +101,54 @@ def test_stage_on_a_bench(tmp_path):
     assert got["not_converged"] == 0 and got["aca_coarse_keepfit"] == pytest.approx(aca["keepfit", "linear probe", "phantoms CFP diseases"])
 
 
+def test_held_out_answers_are_of_probes_that_had_not_seen_them():
+    x, y = blobs(20, 30, 3); who = [f"p{i // 2}" for i in range(60)]
+    held, there = lp.held_out_probs(x, y, 3, .316, who, 3, 5); assert there.all() and np.allclose(held.sum(1), 1)
+    for train, val in lp._folds(y, who, 3, 5):
+        assert not {who[i] for i in train} & {who[i] for i in val}
+        assert np.allclose(held[val], lp.probe_probs(lp.fit_probe(x[train], y[train]), x[val], 3), atol=1e-6)
+    assert not lp.held_out_probs(x[:21], y[:21], 3)[1].any()
+
+
+def test_several_findings_take_their_thresholds_from_training_folds():
+    from keepfit_nb.measures import best_thresholds
+    rng = np.random.default_rng(0); x, z = rng.normal(size=(2, 90, 6)); rule = lambda x: np.c_[x[:, 0] > 0, x[:, 1] + x[:, 2] > 1, np.zeros(len(x)), np.ones(len(x)), np.arange(len(x)) == 4].astype(int)
+    Y, truth = rule(x), rule(z); scores, cut = lp.probe_multi(x, Y, z)
+    for k in (0, 1):
+        theirs = LogisticRegression(C=.316, class_weight="balanced", tol=1e-8, max_iter=1000).fit(x, Y[:, k]); assert np.allclose(scores[:, k], theirs.predict_proba(z)[:, 1], atol=1e-6)
+        assert cut[k] == best_thresholds(Y[:, [k]], lp.held_out_probs(x, Y[:, k], 2)[0][:, [1]])[0]
+    said = scores > cut; assert (said == truth)[:, :2].mean() > .85 and not said[:, 2].any() and said[:, 3].all() and cut[4] == .5      # a finding of one eye: no folds
+
+
+def test_stage_asks_several_findings_and_operating_points(tmp_path):
+    from keepfit_nb.evaluation import Bench
+    from keepfit_nb.profiles import read_json, write_json
+    make_bench(tmp_path / "14"); about = read_json(tmp_path / "14" / "tasks.json")
+    about["tasks"].append(about["tasks"][0] | dict(name="phantoms CFP findings", multi_label=True)); write_json(tmp_path / "14" / "tasks.json", about); out = tmp_path / "17"; out.mkdir()
+    lp.build(fake_run(tmp_path), out, lp.Settings(), {"14_evaluation": tmp_path / "14"})
+    table = pd.read_parquet(out / "results.parquet"); many = table[table.task == "phantoms CFP findings"]; bench = Bench(tmp_path / "14")
+    assert set(many.model) == {"keepfit", "start"} and set(many.metric) == {"AUC", "AUPR", "macro F1", "subset accuracy"} and many[many.metric == "AUC"].value.min() > .9
+    point = table[table.metric == "sensitivity"]; assert set(point.protocol) == {"linear probe", "linear probe, tuned"} and set(point.task) == {"phantoms CFP diseases"} and (point.value > .6).all()
+    task = bench.tasks[0]; (train, y), (test, truth) = bench.rows(task, "train"), bench.rows(task); e = bench.embeddings("keepfit", 0)
+    held, _ = lp.held_out_probs(e.of(train, "unprojected"), y, 3, .316, bench.patients(train), 3, bench.draw_seed(task.name)); probs = lp.probe_probs(lp.fit_probe(e.of(train, "unprojected"), y), e.of(test, "unprojected"), 3)
+    line = np.sort(1 - held[y == 0, 0])[int(np.ceil(.9 * (y == 0).sum())) - 1]
+    assert point[(point.model == "keepfit") & (point.protocol == "linear probe")].value.item() == pytest.approx((1 - probs[truth > 0, 0] > line).mean())
+    assert dict(zip(table.model, table.variant)) == {"keepfit": "keepfit", "start": ""}
+
+
+def test_the_default_variant_is_compared_with_wordless_models(tmp_path):
+    make_bench(tmp_path / "14", models=(("keepfit", 0), ("public", 0), ("start", 0))); out = tmp_path / "17"; out.mkdir()
+    from keepfit_nb.embeddings import Embeddings, save_embeddings
+    rows = Embeddings(tmp_path / "14" / "start" / "0.parquet").rows; blind = np.random.default_rng(9).normal(size=(len(rows), 8)).astype(np.float32)
+    save_embeddings(tmp_path / "14" / "start" / "0.parquet", {"rows": rows, "unprojected": blind}, "f00d")          # an encoder that sees nothing
+    got = lp.build(fake_run(tmp_path), out, lp.Settings(), {"14_evaluation": tmp_path / "14"}); table = pd.read_parquet(out / "comparisons.parquet")
+    assert set(zip(table.a, table.b)) == {("keepfit", "public"), ("keepfit", "start")} and set(table.protocol) == {"linear probe", "linear probe, tuned"} and got["comparisons"] == len(table)
+    row = table[(table.b == "start") & (table.task == "phantoms CFP diseases")]; assert (row.difference > .3).all() and (row.p_mcnemar < .01).all() and (row.p_holm >= row.p_bootstrap).all()
+    same = table[table.b == "public"]; assert (same.difference == 0).all() and "macro fine phantoms CFP" in set(table.task)
+    from keepfit_nb.report import versus_rows
+    (tmp_path / "run").mkdir(); out.rename(tmp_path / "run" / "17_linear_probe"); assert len(versus_rows(tmp_path / "run")) == len(table)
+
+
 def test_settings():
     with pytest.raises(ValueError, match="did you mean 'folds'"): check_section({"fold": 3}, lp.Settings, "section 'linear_probe'")
     with pytest.raises(ValueError, match="folds"): check_section({"folds": 1}, lp.Settings, "section 'linear_probe'")

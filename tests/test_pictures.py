@@ -147,6 +147,8 @@ def test_what_a_header_says(tmp_path, grey):
     say = lambda **tags: describe_dicom(write(tmp_path / "d.dcm", grey, **tags))
     assert say(Modality="OPT", Laterality="R")["modality"] == "OCT" and say(Modality="OP")["modality"] == "CFP" and say()["modality"] == ""
     assert say(Modality="OP", StudyDescription="FFA early")["modality"] == "FFA" and say(ImageLaterality="L")["eye"] == "OS" and say(PatientID="7")["patient"] == "7"
+    assert say(Modality="OP", SeriesDescription="Fluorescein 30 s")["modality"] == "FFA"
+    for said in ("Autofluorescence", "auto-fluorescence 488 nm", "FAF OD"): assert say(Modality="OP", SeriesDescription=said)["modality"] == ""      # neither a colour photograph nor an angiogram
     (tmp_path / "n.dcm").write_bytes(b"x" * 500)
     with pytest.raises(ValueError): describe_dicom(tmp_path / "n.dcm")
 

@@ -388,41 +388,102 @@ def test_captions_are_written(place, cache, tmp_path):
     with pytest.raises(RuntimeError, match="without a caption decoder"): start_model(TOY, cache, place / "tokenizer", settings()).caption(cache.batch([0]))
 
 
-def test_push_to_hub(model, monkeypatch):
-    "The hub's client speaks to a server of ours: it is asked to create a private repository, then gets the files."
-    import threading
+@pytest.fixture
+def hub():
+    "A small hub on this machine: it takes what is pushed, shows it, and hands it out. (address, what was asked, files by name)"
+    import base64, hashlib, threading
     from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-    seen = []
+    seen, files, commit = [], {}, "1" * 40
     class Hub(BaseHTTPRequestHandler):
-        def answer(self, plain, code=200):
-            body = json.dumps(plain).encode(); self.send_response(code); self.send_header("Content-Type", "application/json"); self.send_header("Content-Length", str(len(body))); self.end_headers(); self.wfile.write(body)
+        protocol_version = "HTTP/1.1"
+        def answer(self, body, **headers):
+            body = body if isinstance(body, bytes) else json.dumps(body).encode(); self.send_response(200)
+            for k, v in dict({"Content-Length": str(len(body)), "X-Repo-Commit": commit}, **headers).items(): self.send_header(k, v)
+            self.end_headers()
+            if self.command != "HEAD": self.wfile.write(body)
         def do_POST(self):
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0)); seen.append((self.path, body))
-            if self.path.endswith("/repos/create"): return self.answer(dict(url=f"http://{self.headers['Host']}/me/eye"))
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0)); seen.append((self.path, body)); here = f"http://{self.headers['Host']}/me/eye"
+            if self.path.endswith("/repos/create"): return self.answer(dict(url=here))
             if "preupload" in self.path: return self.answer(dict(files=[dict(path=f["path"], uploadMode="regular", shouldIgnore=False) for f in json.loads(body)["files"]]))
-            if "/commit/" in self.path: return self.answer(dict(commitUrl=f"http://{self.headers['Host']}/me/eye/commit/1", commitOid="1" * 40, pullRequestUrl=None))
-            self.answer({})
-        def do_GET(self): self.answer(dict(id="me/eye", sha="0" * 40, siblings=[]))
+            if "/commit/" not in self.path: return self.answer({})
+            for line in map(json.loads, body.decode().splitlines()):
+                if line["key"] == "file": files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            self.answer(dict(commitUrl=f"{here}/commit/1", commitOid=commit, pullRequestUrl=None))
+        def do_GET(self):
+            plain = self.path.split("?")[0]; name = plain.partition("/resolve/")[2].partition("/")[2]
+            if name: return self.answer(files[name], ETag=f'"{hashlib.sha1(files[name]).hexdigest()}"')
+            if "/tree/" in plain: return self.answer([dict(type="file", path=n, size=len(b), oid=hashlib.sha1(b).hexdigest()) for n, b in files.items()])
+            self.answer(dict(id="me/eye", modelId="me/eye", sha=commit, siblings=[dict(rfilename=n) for n in files]))
+        do_HEAD = do_GET
         def log_message(self, *_): pass
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub); threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        import huggingface_hub.constants as hub
-        monkeypatch.setattr(hub, "HF_HUB_OFFLINE", False)
-        where = model.push_to_hub("me/eye", endpoint=f"http://127.0.0.1:{server.server_port}", token="hf_test")
-    finally: server.shutdown()
-    created = json.loads(next(b for p, b in seen if p.endswith("/repos/create"))); commit = next(b for p, b in seen if "/commit/" in p).decode()
-    names = {json.loads(x)["value"]["path"] for x in commit.splitlines() if json.loads(x)["key"] == "file"}
-    assert (created.get("private") or created.get("visibility") == "private") and {"README.md", "config.json", "model.safetensors", "tokenizer/tokenizer.json"} <= names and "me/eye" in where
+    yield f"http://127.0.0.1:{server.server_port}", seen, files
+    server.shutdown(); server.server_close()
+
+
+FROM_HUB = """
+import sys, numpy as np
+from PIL import Image
+from keepfit_nb import KeepFIT
+model = KeepFIT.from_pretrained("me/eye")
+np.save(sys.argv[2], model.embed_images([Image.open(sys.argv[1])]))
+"""
+
+
+def test_a_model_goes_to_the_hub_and_comes_back(model, hub, monkeypatch, tmp_path):
+    "The hub's own client, both ways: a private repository is asked for, the files arrive; another process loads them by name and says the same of an eye."
+    import huggingface_hub.constants as constants
+    from keepfit_nb.profiles import DISCLAIMER
+    address, seen, files = hub; monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    where = model.push_to_hub("me/eye", endpoint=address, token="hf_test")
+    created = json.loads(next(b for p, b in seen if p.endswith("/repos/create")))
+    assert (created.get("private") or created.get("visibility") == "private") and "me/eye" in where
+    assert {"README.md", "config.json", "model.safetensors", "tokenizer/tokenizer.json"} <= set(files)
+    card = files["README.md"].decode()
+    assert DISCLAIMER in card and "| parts | public, elite, semantic |" in card and f"| image encoder | {TOY.image_model} |" in card and 'from_pretrained("' in card
+    eye = tmp_path / "eye.png"; Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(eye)
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "TRANSFORMERS_"))} | dict(HF_ENDPOINT=address, HF_HOME=str(tmp_path / "hub"), HF_HUB_DISABLE_TELEMETRY="1", NO_PROXY="127.0.0.1", no_proxy="127.0.0.1")
+    done = subprocess.run([sys.executable, "-c", FROM_HUB, str(eye), str(tmp_path / "v.npy")], env=env, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert np.allclose(np.load(tmp_path / "v.npy"), model.embed_images([Image.open(eye)]), atol=1e-6)
+
+
+def plan_file(folder: Path, place: Path, cache: ImageCache, s: Settings) -> Path:
+    "The file that says what to train, as chapter 08 shows it."
+    return write_json(folder.with_suffix(".json"), dict(folder=str(folder), encoders=TOY.model_dump(mode="json"), cache=str(cache.folder), tokenizer_folder=str(place / "tokenizer"),
+                                                        settings=s.model_dump(mode="json"), seed=0, device="cpu", about={"variant": "x"}, label="x", stages={}))
 
 
 @pytest.mark.slow
-def test_two_processes_train_one_model(place, cache, tmp_path):
-    "`accelerate launch` with two CPU processes: one saved model, finite losses over the joined batch."
+def test_accelerate_launch_trains_as_a_call_does(place, cache, tmp_path):
+    "The command itself, with the module as people type it: the weights are those of `train_member`."
+    s = settings(memory="all", steps=3); plan = plan_file(tmp_path / "launched", place, cache, s)
+    done = subprocess.run([Path(sys.executable).with_name("accelerate"), "launch", "--num_processes", "1", "--cpu", "-m", "keepfit_nb.pretraining", "--settings", plan],
+                          capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
+    called = train_member(tmp_path / "called", TOY, cache, place / "tokenizer", s, 0, "cpu", {"variant": "x"}, verbose=False).state_dict()
+    launched = KeepFIT.from_pretrained(tmp_path / "launched"); assert launched.about["variant"] == "x"
+    for k, v in launched.state_dict().items(): assert torch.allclose(v, called[k], atol=1e-6), k
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_model_on_one_machine_or_two(place, cache, tmp_path):
+    "Two CPU processes as the stage starts them, by torch's own launcher: one saved model, finite losses over the joined batch. Started by hand, the same call on each machine with its own number (here both are this one), they leave the same weights."
+    import socket
     from keepfit_nb.pretraining import train_anywhere
-    train_anywhere(tmp_path / "two", TOY, cache, place / "tokenizer", settings(memory="all", steps=3), 0, "cpu", {}, "two", {}, processes=2)
-    rows = [json.loads(x) for x in (tmp_path / "two" / "curves.jsonl").read_text().splitlines()]
+    from keepfit_nb.training import launch_command
+    s = settings(memory="all", steps=3)
+    train_anywhere(tmp_path / "near", TOY, cache, place / "tokenizer", s, 0, "cpu", {}, "near", {}, processes=2)
+    rows = [json.loads(x) for x in (tmp_path / "near" / "curves.jsonl").read_text().splitlines()]
     assert np.isfinite(rows[-1]["loss"]) and rows[0]["elite"] > np.log(8)                 # among 12 captions, not 6
-    assert KeepFIT.from_pretrained(tmp_path / "two").embed_images(cache.batch([0])).shape == (1, 16)
+    with socket.socket() as free: free.bind(("127.0.0.1", 0)); port = free.getsockname()[1]
+    plan = plan_file(tmp_path / "far", place, cache, s); env = os.environ | dict(ACCELERATE_USE_CPU="true", KEEPFIT_HEADLESS="1")
+    machines = [subprocess.Popen(launch_command("keepfit_nb.pretraining", plan, 2, cpu=True, machines=2, rank=r, port=port), env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for r in (0, 1)]
+    try: said = [m.communicate(timeout=600)[0] for m in machines]
+    finally: [m.kill() for m in machines]
+    assert [m.returncode for m in machines] == [0, 0], said[0][-2000:] + said[1][-2000:]
+    near, far = (KeepFIT.from_pretrained(tmp_path / n) for n in ("near", "far")); weights = far.state_dict()
+    assert all(torch.allclose(v, weights[k], atol=1e-6) for k, v in near.state_dict().items()) and far.embed_images(cache.batch([0])).shape == (1, 16)
 
 
 # ---- labels first
@@ -472,3 +533,55 @@ def test_first_weights_killed_in_the_middle(cache, tmp_path, monkeypatch):
 def test_a_baseline_of_labels_has_the_steps_of_both(cache, tmp_path):
     train_supervised(tmp_path, TOY, cache, settings(steps=3), 0, verbose=False, more=4)
     assert json.loads((tmp_path / "curves.jsonl").read_text().splitlines()[-1])["step"] == 7
+
+
+# ---- when a part begins, the other contrast, a fresh memory
+
+@pytest.mark.parametrize("accumulate, world", [(1, 1), (4, 1), (1, 2), (4, 2)])
+def test_progress_is_counted_in_optimiser_steps(place, cache, model, monkeypatch, accumulate, world):
+    from keepfit_nb.training import steps_of_epoch
+    for rank in range(world):
+        monkeypatch.setenv("RANK", str(rank)); monkeypatch.setenv("WORLD_SIZE", str(world))
+        b = Batches(cache, model.text_encoder.tokenize, settings(steps=10, accumulate=accumulate), 0)
+        assert [b(step * accumulate + k)["progress"] for step in (0, 4, 9) for k in (0, accumulate - 1)] == [0., 0., .4, .4, .9, .9]
+    images = steps_of_epoch(42, 12, accumulate) * 12 * accumulate * world                       # of one epoch of 42 records
+    assert 42 <= images < 42 + 12 * accumulate * world
+    assert Batches(cache, model.text_encoder.tokenize, settings(steps=None, epochs=2, accumulate=accumulate), 0).total == 2 * steps_of_epoch(42, 12, accumulate)
+
+
+@pytest.mark.parametrize("part, start, weight", [("reference", dict(reference_start=.5, injection=dict(loss="infonce", candidates="modality")), 3.), ("caption", dict(caption_start=.5, decoder=True), .7)])
+def test_a_part_counts_from_its_moment(place, cache, part, start, weight):
+    s = settings(augment=False, memory=0, **start, **{f"{part}_weight": weight}); net = start_model(TOY, cache, place / "tokenizer", s, 3).train()
+    batch = Batches(cache, net.text_encoder.tokenize, s, 0, net.decoder.tokenize if net.decoder else None)(0)
+    def loss(progress):
+        torch.manual_seed(0); out = net.losses(batch | dict(progress=progress)); return out["loss"].item(), out[part].item()
+    (before, _), (after, term) = loss(.499), loss(.5)
+    assert abs(term) > 1e-4 and after - before == pytest.approx(weight * term, rel=1e-3)
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_siglip_is_a_choice(place, cache, tmp_path, joint):
+    from keepfit_nb.contrastive import share_targets, siglip_loss
+    s = settings(contrast="siglip", joint=joint, augment=False)
+    net = start_model(TOY, cache, place / "tokenizer", s, 3).train(); batch = Batches(cache, net.text_encoder.tokenize, s, 0)(0)
+    v, w = torch.nn.functional.normalize(torch.randn(2, 12, 16, generator=torch.Generator().manual_seed(0)), dim=-1)
+    terms, n, labels = net.contrast(v, w, batch), batch["n_public"], batch["categories"]
+    if joint: assert terms["joint"].item() == pytest.approx(siglip_loss(v, w, joint_targets(labels, batch["elite"]), 10., -10.).item(), rel=1e-5)
+    else:
+        assert terms["public"].item() == pytest.approx(siglip_loss(v[:n], w[:n], share_targets(labels[:n]), 10., -10.).item(), rel=1e-5)
+        assert terms["elite"].item() == pytest.approx(siglip_loss(v[n:], w[n:], None, 10., -10.).item(), rel=1e-5)
+    trained = train_member(tmp_path / "m", TOY, cache, place / "tokenizer", s, 3, "cpu", verbose=False); again = KeepFIT.from_pretrained(tmp_path / "m")
+    assert again.temperature.bias.item() == trained.temperature.bias.item() != -10.
+    assert np.allclose(again.classify(cache.batch([0]), ["normal", "glaucoma"])[0], trained.classify(cache.batch([0]), ["normal", "glaucoma"])[0], atol=1e-6)
+    with pytest.raises(ValueError, match="compat: v1 has CLIP's loss"): settings(contrast="siglip", compat="v1")
+
+
+@pytest.mark.parametrize("every, fresh", [(2, True), (3, False), (0, False)])
+def test_the_memory_is_renewed(place, cache, tmp_path, every, fresh):
+    s = settings(memory="all", injection=dict(refresh=every), lr=.01, augment=False)      # four steps
+    net = train_member(tmp_path / str(every), TOY, cache, place / "tokenizer", s, 3, "cpu", verbose=False); memory, pairs = net.reference.memory, cache.records("elite")
+    kept = memory.index[memory.index >= 0]; rows = [k for k in range(memory.size) if memory.index[k] >= 0]
+    assert len(kept) == 12 == len(set(kept.tolist()))
+    now = net.embed_images(cache.batch([pairs[k]["row"] for k in kept.tolist()])), net.embed_text([pairs[k]["caption"] for k in kept.tolist()])
+    same = [np.allclose(getattr(memory, side)[rows].numpy(), x, atol=1e-5) for side, x in zip(("image", "text"), now)]
+    assert same == [fresh, fresh] and net.eval().training is False

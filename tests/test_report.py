@@ -22,6 +22,27 @@ def test_overview_averages_seeds():
     assert len(short) == 1 and short.value[0] == pytest.approx(.5) and short.seeds[0] == 2 and short.sd[0] == pytest.approx(np.std([.4, .6], ddof=1))
 
 
+def test_seeds_have_an_interval_of_their_own(tmp_path):
+    from scipy.stats import t
+    three = [rows(seed=s, value=v) for s, v in enumerate((.4, .5, .75))]; short = report.overview_rows(pd.DataFrame(three + [rows(model="public")])).set_index("model")
+    half = t.ppf(.975, 2) * np.std([.4, .5, .75], ddof=1) / 3 ** .5
+    assert short.loc["keepfit", ["seed_low", "seed_high"]].tolist() == pytest.approx([.55 - half, .55 + half]) and np.isnan(short.loc["public", "seed_low"])
+    (tmp_path / "15_zero_shot").mkdir(); pd.DataFrame(three + [rows(model="public")]).to_parquet(tmp_path / "15_zero_shot" / "results.parquet")
+    page = report.render(tmp_path).read_text()
+    assert f"0.550 <small>[0.400, 0.600] seeds [{.55 - half:.3f}, {.55 + half:.3f}]</small>" in page and "<td>0.500 <small>[0.400, 0.600]</small></td>" in page
+
+
+def test_rows_of_an_older_run_are_read(tmp_path):
+    for name, more in (("15_zero_shot", {}), ("17_linear_probe", dict(variant="keepfit"))):
+        (tmp_path / name).mkdir(); pd.DataFrame([rows(protocol=name, **more)]).to_parquet(tmp_path / name / "results.parquet")
+    table = report.read_results(tmp_path); assert table.variant.tolist() == ["", "keepfit"] and set(report.COLUMNS) <= set(table) and report.render(tmp_path).exists()
+
+
+def test_the_verdict_of_the_leak_check_stands_on_the_page(tmp_path):
+    (tmp_path / "14_evaluation").mkdir(); write_json(tmp_path / "14_evaluation" / "metrics.json", dict(leaks=1, leak_verdict="1 test images were in training (1 near copy); left out"))
+    assert "(1 near copy); left out." in report.render(tmp_path).read_text()
+
+
 def test_models_stand_in_the_order_of_the_story():
     wide = report.wide(pd.DataFrame([rows(model=m) for m in ("keepfit", "mine", "public", "elite")]), ["modality"])
     assert list(wide.model) == ["public", "elite", "keepfit", "mine"]
@@ -104,7 +125,9 @@ def test_the_page_holds_comparisons_published_figures_and_cards(tmp_path):
     pd.DataFrame([rows(), rows(metric="AUC", value=.6), rows(model="public")]).to_parquet(folder / "results.parquet")
     corrected([dict(protocol="zero-shot", task=bad, a="keepfit", b="public", seed=0, metric="ACA", difference=.1, low=.05, high=.15, n=50, a_only=9, b_only=1, p_bootstrap=.0004,
                     p_mcnemar=.02, p_delong=np.nan)]).to_parquet(folder / "comparisons.parquet")
-    page = report.render(tmp_path).read_text()
+    page = report.render(tmp_path).read_text(); assert "<th>p_mcnemar_holm</th>" in page and page.count("<td>0.020</td>") == 2
+    pd.read_parquet(folder / "comparisons.parquet").drop(columns=["p_mcnemar_holm", "p_delong_holm"]).to_parquet(folder / "comparisons.parquet")
+    assert set(report.versus_rows(tmp_path).p_mcnemar_holm) == {"–"}                       # of an older run
     assert "0.100 <small>[0.050, 0.150]" in page and "&lt;.001" in page and "<script>" not in page and "0.941 (1)" in page and "not run" in page
     assert page.index("In short") < page.index("What beats what") < page.index("Beside published figures") < page.index("What was trained") < page.index("All results") < page.index("<h2>Cost")
 
@@ -112,7 +135,7 @@ def test_the_page_holds_comparisons_published_figures_and_cards(tmp_path):
 def test_exports_agree(tmp_path):
     (tmp_path / "15_zero_shot").mkdir(); pd.DataFrame([rows(), rows(task="a & b_c", value=.25)]).to_parquet(tmp_path / "15_zero_shot" / "results.parquet")
     results = report.read_results(tmp_path); files = {p.name: p for p in report.export_results(tmp_path, results, "keepfit")}
-    pd.testing.assert_frame_equal(pd.read_parquet(files["results.parquet"]), results); pd.testing.assert_frame_equal(pd.read_csv(files["results.csv"]), results, check_dtype=False)
+    pd.testing.assert_frame_equal(pd.read_parquet(files["results.parquet"]), results); pd.testing.assert_frame_equal(pd.read_csv(files["results.csv"]).assign(variant=lambda t: t.variant.astype(object).fillna("")), results, check_dtype=False)
     tex = files["results.tex"].read_text(); assert r"a \& b\_c" in tex and "0.250 [0.400, 0.600]" in tex and tex.count(r"\begin{tabular}") == 1
     for card in ("model_card.md", "dataset_card.md"): assert DISCLAIMER in files[card].read_text() and "Intended use" in files[card].read_text()
     assert "0.250" in files["model_card.md"].read_text()

@@ -12,6 +12,13 @@ CHAPTERS = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
 NOTEBOOKS = CHAPTERS + sorted((ROOT / "nbs" / "exercises").glob("*.ipynb")) + [ROOT / "nbs" / "index.ipynb"]
 tracked = lambda: subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True).stdout.split("\n")
 name = lambda path: path.stem
+EXERCISE = re.compile(r"^\*\*Exercise (\d+) \((easy|medium|research)\)\.\*\*", re.M)
+WITH_RESEARCH = {"11", "12", "13", "13a", "14.2", "15", "16", "17", "18", "19", "20"}       # chapters where something is not known yet
+
+
+def markdown(path: Path) -> str:
+    "The words of a notebook."
+    return "\n\n".join("".join(c["source"]) for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "markdown")
 
 
 def test_settings_agree_with_nbdev():
@@ -75,7 +82,24 @@ def test_chapter_form(path):
     assert any(c["outputs"] for c in code), "execute the chapter and commit its outputs"
     assert not any(o["output_type"] == "error" for c in code for o in c["outputs"])
     assert path.stat().st_size < 1_000_000
-    assert (ROOT / "nbs" / "exercises" / path.name).exists(), "the solution is missing"
+    number, text = path.stem.split("_")[0], markdown(path)
+    section = re.search(r"^## Exercises$(.*?)^## Summary$", text, re.M | re.S)[1]
+    asked = EXERCISE.findall(section)
+    assert len(asked) >= 2 and [int(n) for n, _ in asked] == list(range(1, len(asked) + 1)), f"two exercises or more, numbered from 1: {asked}"
+    assert not re.search(r"^\*\*(\d|Exercise \(|(Easy|Medium|Hard|Research)\b)", section, re.M), "an exercise begins **Exercise 1 (easy).**"
+    assert f"](exercises/{path.name})" in section, "the exercises say where their solutions lie"
+    assert number not in WITH_RESEARCH or "research" in {grade for _, grade in asked}, "an open question is missing"
+    solution = ROOT / "nbs" / "exercises" / path.name
+    assert solution.exists(), "the solution is missing"
+    assert markdown(solution).startswith(f"# Solutions for chapter {number}, ") and EXERCISE.findall(markdown(solution)) == asked, "one heading a solution, as in the chapter"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
+def test_boxes_are_ones_that_the_book_knows(path):
+    "A box is a paragraph of its own that begins with its name and a full stop (docs/book.py)."
+    for part in re.split(r"\n{2,}", markdown(path)):
+        if re.search(r"\*\*(Where earlier code went wrong|Why it is so)", part):
+            assert re.match(r"(?:> )?\*\*(Where earlier code went wrong|Why it is so)\.\*\*\s", part), part[:120]
 
 
 @pytest.mark.parametrize("path", CHAPTERS, ids=name)
@@ -139,27 +163,6 @@ def test_exercise_solutions_run(path):
         "    if c['cell_type'] == 'code': exec(compile(''.join(c['source']), sys.argv[1], 'exec'), space)", str(path)],
         cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
-
-
-@pytest.mark.slow
-def test_wheel_works_elsewhere(tmp_path):
-    "The wheel, unpacked away from the checkout: data and chapters are found, a chapter runs by papermill."
-    copy = tmp_path / "src"
-    for f in tracked():
-        if f and (ROOT / f).is_file(): (copy / f).parent.mkdir(parents=True, exist_ok=True); shutil.copy(ROOT / f, copy / f)
-    subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path / "dist", copy], check=True, capture_output=True)
-    wheel = next((tmp_path / "dist").glob("*.whl")); site = tmp_path / "site"; away = tmp_path / "away"; away.mkdir()
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", site, wheel], check=True, capture_output=True)
-    import os
-    env = {**os.environ, "PYTHONPATH": str(site), "KEEPFIT_DATA": str(away / "cache")}
-    code = "import keepfit_nb, keepfit_nb.profiles as p; print(keepfit_nb.__file__); assert not p.in_checkout(); print(len(p.chapters()), p.resource('data', 'categories.csv'))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=away, env=env, capture_output=True, text=True)
-    assert done.returncode == 0 and str(site) in done.stdout, done.stdout + done.stderr
-    shutil.copy(ROOT / "nbs" / "13_pretraining.ipynb", away)
-    done = subprocess.run([sys.executable, "-m", "papermill", "13_pretraining.ipynb", "out.ipynb", "-p", "profile", "smoke", "-k", "python3"],
-                          cwd=away, env=env, capture_output=True, text=True, timeout=1200)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert (away / "runs" / "smoke" / "13_pretraining" / "default.json").exists()
 
 
 def test_benchmarks_fit_the_package(root, monkeypatch):

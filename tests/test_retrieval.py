@@ -176,8 +176,14 @@ def test_meteor_says_what_is_missing_or_uses_its_tool(tmp_path, monkeypatch):
     java.chmod(java.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("METEOR_JAR", str(tmp_path / "meteor-1.5.jar")); monkeypatch.setenv("PATH", str(tmp_path))
     assert cap.meteor(["a", "b\nc"], [["a"], ["b", "c"]]) == .375
+    found = cap.score_words(["a", "b"], [["a"], ["b", "c"]], weights=np.ones((3, 2)))
+    assert found["METEOR"][0] == .375 and np.isnan(found["METEOR"][1:]).all() and np.isfinite(found["BLEU"]).all()
+    ask, pair = asker(tmp_path / "14"), [p | dict(words=["a large cup", "a cup"]) for p in photos(2)]
+    rt.judge_captions(ask, rt.Group("phantoms", "CFP", pair, np.eye(2)), "captioning", ["a cup", "a disc"])
+    for rows in (ask.rows, *ask.luck.values()): assert [(r["value"], r["n"]) for r in rows if r["metric"] == "METEOR"] == [(.375, 2)]      # in the results, ours and by chance
     java.write_text(f"#!{sys.executable}\nraise SystemExit('broken jar')\n")
     with pytest.raises(RuntimeError, match="broken jar"): cap.meteor(["a"], [["a"]])
+    monkeypatch.delenv("METEOR_JAR"); assert "METEOR" not in cap.score_words(["a"], [["a"]])
 
 
 # ---- the protocols

@@ -172,6 +172,16 @@ def test_the_hook_hears_of_a_run_that_was_refused(cli, tmp_path):
     assert notice["status"] == "refused" and notice["exit_code"] == 2 and "GB free" in notice["error"] and str(tmp_path) not in json.dumps(notice)
 
 
+def test_a_run_that_found_the_folder_in_use_leaves_its_notice_alone(cli, tmp_path):
+    "The hook hears of the second run by a file of its own; what the first run wrote stays."
+    place = tmp_path / "run"; place.mkdir(); (place / "notice.json").write_text("of the first run")
+    hook = [sys.executable, "-c", "import sys, shutil; shutil.copy(sys.argv[1], sys.argv[1] + '.seen')"]
+    with supervision.hold(place): done = cli("run", "--profile", "smoke", "--run-dir", place, "--only", "00", "--set", f"running.notify={json.dumps(hook)}")
+    assert done.returncode == 75 and (place / "notice.json").read_text() == "of the first run"
+    seen, = place.rglob("*.seen"); notice = read_json(seen)
+    assert seen.name == "refused.json.seen" and notice["status"] == "in_use" and notice["exit_code"] == 75 and f"in use by process {os.getpid()}" in notice["error"]
+
+
 @pytest.mark.parametrize("words, message", [
     (["--set", "running.notify=mail me"], "running"), (["--set", "running.limits={\"pretrainig\": 3}"], "did you mean"), (["--jobs", "-1"], "jobs"),
     (["--set", "running.notify=[no-such-command]"], "no command"), (["--set", "running.min_memory_gb=100000"], "GB of memory")])
@@ -228,6 +238,22 @@ def test_doctor(cli):
     assert str(Path.home()) not in json.dumps(found)
 
 
+def test_minutes_of_a_profile_stand_in_one_place(root):
+    "What doctor reckons with is what the profile and the Makefile say."
+    said = {p: "under an hour" if m == 60 else f"{m:.0f} minutes on 2 cores" for p, m in machine.MINUTES.items()}
+    for name, words in said.items(): assert words in profiles.load_profile(name).about, name
+    assert f"(about {said['demo']})" in next(line for line in (root / "Makefile").read_text().splitlines() if line.startswith("run:"))
+
+
+def test_doctor_reckons_with_the_pace_of_this_machine():
+    half_as_fast = dict(profile="smoke", status="ok", chapters={n: dict(status="ok", seconds=2 * machine.cost_card(n)[0]) for n in list(profiles.chapters())[:5]})
+    for name in machine.MINUTES:
+        known, guessed = machine.how_long(name, [half_as_fast]), machine.how_long(name, [])
+        assert known[0] == 2 * guessed[0] == 2 * machine.MINUTES[name] and "2.0 ×" in known[1]
+    page = machine.diagnosis(dict(machine.examine(), profiles={"real": dict(obstacles=[], minutes=known[0], known=known[1], about="")}))
+    assert "about 120 min, by its card, 2.0 × as this machine takes" in page
+
+
 def test_doctor_names_what_is_missing(monkeypatch):
     monkeypatch.setattr(machine, "requirements", lambda: ["pydantic>=2", "no-such-package>=1", "typer>=99"])
     rows = {r["name"]: r for r in machine.packages()}
@@ -255,6 +281,23 @@ def test_a_chapter_that_failed_has_no_metrics_to_compare(tmp_path):
     assert found["metrics"] == {"13_pretraining.loss": [1., None]} and found["fates"] == {"13_pretraining": ["ok", "failed"]} and not found["same"]
 
 
+def test_compare_tells_data_apart(cli, tmp_path):
+    "Of three tables that a run read, one row of one was changed; and one table that ships."
+    import pandas as pd
+    for name, caption, table in (("a", "a haemorrhage", "cc33"), ("b", "two haemorrhages", "dd44")):
+        (tmp_path / name / "05_sources").mkdir(parents=True)
+        write_json(tmp_path / name / "manifest.json", dict(run=name, profile="smoke", status="ok", data={"categories.csv": table, "texts": "ee55"}, chapters={}))
+        for role, text in (("elite", caption), ("public", "normal")):
+            pd.DataFrame(dict(caption=[text, "normal"], path=f"/somewhere/{name}")).to_parquet(tmp_path / name / "05_sources" / f"{role}.parquet")
+    done = cli("compare", tmp_path / "a", tmp_path / "b", "--check")
+    assert done.returncode == 1 and "data        2 differ:" in done.stdout and "categories.csv" in done.stdout and "cc33 → dd44" in done.stdout, done.stdout
+    data = json.loads(cli("compare", tmp_path / "a", tmp_path / "b", "--json").stdout)["data"]
+    assert set(data) == {"categories.csv", "05_sources.elite"} and all(v.startswith("2 rows, ") for v in data["05_sources.elite"]) and len(set(data["05_sources.elite"])) == 2
+    (tmp_path / "b" / "05_sources" / "public.parquet").write_text("torn"); (tmp_path / "b" / "05_sources" / "elite.parquet").unlink()
+    data = comparison.compare_runs(tmp_path / "a", tmp_path / "b")["data"]
+    assert data["05_sources.public"][1] == "unreadable" and data["05_sources.elite"][1] is None
+
+
 # --- schedules -------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.slow
@@ -265,6 +308,10 @@ def test_schedules_are_written_and_read_by_their_parsers(cli, tmp_path):
     assert files == sorted(["monthly.crontab", "keepfit-monthly.service", "keepfit-monthly.timer", "keepfit-monthly.yml", "monthly.ipynb", "monthly.job.json", "keepfit_monthly.py", "monthly.sbatch"])
     told = [line for line in done.stdout.splitlines() if line.startswith("    ")]
     assert len(told) >= len(files) and all(line.endswith(": ok") or ": skipped: " in line for line in told)
+    verdicts = {}
+    for line in told: verdicts.setdefault(line.strip().split(": ", 1)[0], set()).add(line.strip().split(": ", 1)[1])
+    must = {"bash -n", "nbformat", "python"} | ({"systemd-analyze calendar", "systemd-analyze verify"} if shutil.which("systemd-analyze") else set()) | ({"check-jsonschema"} if schedules._tool("check-jsonschema") else set())
+    assert {v: verdicts.get(v) for v in must} == {v: {"ok"} for v in must}, "a parser that is installed must have read its file"
 
 
 @pytest.mark.parametrize("words, message", [
@@ -310,6 +357,15 @@ def test_workflow_against_its_schema(tmp_path):
             assert schedules._ask(tool, "--builtin-schema", "vendor.github-workflows", path) == ""
 
 
+def test_committed_workflows_are_those_of_the_plans(root):
+    "`keepfit-nb schedule github` writes what lies in .github/workflows; they start by the clock or by hand, never by a push, and may only read."
+    made = {name: text for plan in schedules.PLANS for name, text in schedules.github(schedules.read_plan(plan), root).items()}
+    assert {p.name: p.read_text(encoding="utf-8") for p in (root / ".github" / "workflows").iterdir()} == made, "run: for p in weekly monthly; do keepfit-nb schedule github --plan $p -o .github/workflows; done"
+    for text in made.values():
+        flow = yaml.safe_load(text)
+        assert set(flow["on"]) == {"schedule", "workflow_dispatch"} and flow["permissions"] == {"contents": "read"}
+
+
 def test_dag_knows_what_waits_for_what(tmp_path):
     plan = schedules.read_plan("weekly", {"only": ["15"]})
     text = next(iter(schedules.airflow(plan, tmp_path).values())); compile(text, "dag", "exec")
@@ -332,13 +388,22 @@ def test_airflow_itself_reads_the_dag(tmp_path):
     assert set(done.stdout.split("arrows: ")[1].split()) == {f"{a}>{b}" for a, b in schedules.arrows(names)} | {f"folders>{n}" for n in names}
 
 
-def test_kernels_side_by_side_share_the_cores(monkeypatch):
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False); monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    for jobs, threads in ((1, None), (2, "4"), (3, "2"), (16, "1")):
-        with running.shared_cores(jobs): assert os.environ.get("OMP_NUM_THREADS") == threads
-        assert "OMP_NUM_THREADS" not in os.environ
+def test_kernels_side_by_side_sleep_while_they_wait(monkeypatch):
+    for name in ("OMP_NUM_THREADS", *running.WAITING): monkeypatch.delenv(name, raising=False)
+    there = lambda: {n: os.environ.get(n) for n in running.WAITING}; nothing = dict.fromkeys(running.WAITING)
+    with running.shared_cores(1): assert there() == nothing
+    with running.shared_cores(2): assert there() == running.WAITING
     with pytest.raises(ZeroDivisionError), running.shared_cores(2): 1 / 0
-    assert "OMP_NUM_THREADS" not in os.environ
-    monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    with running.shared_cores(2): assert os.environ["OMP_NUM_THREADS"] == "7"
-    assert os.environ["OMP_NUM_THREADS"] == "7"
+    assert there() == nothing
+    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "ACTIVE")
+        with running.shared_cores(2): assert os.environ[name] == "ACTIVE" and os.environ.get("KMP_BLOCKTIME") is None
+        monkeypatch.delenv(name)
+
+
+@pytest.mark.parametrize("code, found, open_ended", [
+    ("LIST = dict(a='09_text_pretraining')\nx = {n: run.need(n) for n in LIST.values()}", {"09_text_pretraining"}, False),
+    ("for n, part in {'11_appearance': 'x'}.items(): run.need(n)\nprint([n for n in moved])", {"11_appearance", "x"}, False),
+    ("for n in names_from_elsewhere(): run.need(n)", set(), True), ("run.need(n)", set(), True), ("[n for n in ['05_sources']]\nrun.need(n)", set(), True), ("run.need('06_images')", {"06_images"}, False)])
+def test_what_a_loop_asks_for_is_seen(code, found, open_ended):
+    assert order._asked(code) == (frozenset(found), open_ended)

@@ -81,7 +81,16 @@ def test_your_own_declarations(tmp_path):
     with pytest.raises(FileNotFoundError, match="evaluation.tasks"): all_tasks(rows_of("a", ["normal"]), TaskSettings(tasks=str(tmp_path / "no.yaml")))
 
 
+def test_shots_and_seed_travel_with_the_task(tmp_path):
+    mine = tmp_path / "mine.yaml"; mine.write_text("tasks: [{name: few, set: FIVES, modality: CFP, classes: [normal, glaucoma], shots: [1, 3], seed: 7}]")
+    task, = all_tasks(rows_of("FIVES", ["normal", "glaucoma"]), TaskSettings(tasks=str(mine)))
+    assert task.shots == [1, 3] and task.seed == 7 and T.Task(**json.loads(task.model_dump_json())) == task
+    plain, = all_tasks(rows_of("clinic", ["normal", "glaucoma"]), TaskSettings()); assert plain.shots is plain.seed is None
+
+
 @pytest.mark.parametrize("task, words", [
+    ("{name: a, set: s, modality: CFP, classes: [normal, DR], shots: []}", "shots"), ("{name: a, set: s, modality: CFP, classes: [normal, DR], shots: [0]}", "shots"),
+    ("{name: a, set: s, modality: CFP, classes: [normal, DR], seed: -1}", "seed"),
     ("{name: a, set: s, modality: CFP, classes: [normal, glaucomma]}", "did you mean 'glaucoma'"), ("{name: a, set: s, modality: XYZ, classes: [normal, glaucoma]}", "a · modality"),
     ("{name: a, set: s, modality: CFP, classes: [normal, normal]}", "twice|two classes"), ("{name: a, set: s, modality: CFP, classes: [normal]}", "at least 2|two classes"),
     ("{name: a, set: s, modality: CFP, classes: [normal, healthy]}", "stands for two classes"), ("{name: a, set: s, modality: CFP, classes: [normal, DR], ordinl: true}", "ordinl"),
