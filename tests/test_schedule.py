@@ -1,5 +1,5 @@
 "Chapters 22.1 to 22.5 and the chain of 22, on throw-away notebooks: what a machine does to a run in a night."
-import json, os, shutil, subprocess, sys, threading, time
+import importlib.util, json, os, shutil, subprocess, sys, threading, time
 from pathlib import Path
 
 import pytest, yaml
@@ -311,6 +311,7 @@ def test_schedules_are_written_and_read_by_their_parsers(cli, tmp_path):
     verdicts = {}
     for line in told: verdicts.setdefault(line.strip().split(": ", 1)[0], set()).add(line.strip().split(": ", 1)[1])
     must = {"bash -n", "nbformat", "python"} | ({"systemd-analyze calendar", "systemd-analyze verify"} if shutil.which("systemd-analyze") else set()) | ({"check-jsonschema"} if schedules._tool("check-jsonschema") else set())
+    must |= {"jupyter-scheduler"} if importlib.util.find_spec("jupyter_scheduler") else set()
     assert {v: verdicts.get(v) for v in must} == {v: {"ok"} for v in must}, "a parser that is installed must have read its file"
 
 
