@@ -111,7 +111,8 @@ def how_long(name: str, runs: list[dict]) -> tuple[float, str]:
     "(minutes, how we know it) of a profile's whole chain on this machine; 0 minutes when nobody can know."
     whole = [m for m in runs if m.get("profile") == name and m.get("status") == "ok" and len(m.get("chapters", {})) > .8 * len(chapters())]
     if whole:
-        seconds = sum(e.get("seconds", 0.) for e in whole[-1]["chapters"].values())
+        parts = whole[-1]["chapters"].values(); at_once = all(e.get("status") == "ok" for e in parts)      # else a resumed run: its own seconds are only those of the rest
+        seconds = at_once and whole[-1].get("seconds") or sum(e.get("seconds", 0.) for e in parts)
         return seconds / 60, f"as run {whole[-1].get('run', '')} took here"
     minutes = MINUTES.get(name, 0.) if name != "smoke" else sum(cost_card(n)[0] for n in chapters()) / 60
     card, f = "by the cost cards" if name == "smoke" else "by its card", pace(runs)
