@@ -57,7 +57,7 @@ def with_text(folder, out, form, row, seed, device):
     text, slower = FORMS[form]; torch.set_num_threads(1)
     bundle = Bundle(folder)
     s = study_settings(600, SETTINGS).model_copy(update=dict(lr_scales={} if slower == 1 else {"text_encoder": slower}))
-    v = variant_settings(s, grid()["elite"] | dict(text_pretraining=bool(text)), form)
+    v = variant_settings(s, grid()["elite"] | dict(labels_first=0, text_pretraining=bool(text)), form)
     stages = bundle.stages | ({"09_text_pretraining": out / "texts" / text} if text else {})
     model = train_member(out / "models" / form / str(seed), bundle.encoders, bundle.cache, bundle.tokenizer, v, seed, device, {}, verbose=False, stages=stages)
     return dict(trial="text pretraining", start=form, row=row, seed=seed) | asked(model, bundle)
