@@ -51,6 +51,19 @@ class Captioner(nn.Module):
         finally: self.train(was)
 
 
+class Findings(nn.Module):
+    "The captioner's encoder with one linear head over what the captions state: diseases, and facts with their values. Each stage's grid gives its mean and its largest value, for a lesion is small."
+    def __init__(self, captioner, names):
+        super().__init__()
+        self.captioner, self.head = captioner, nn.Linear(2 * sum(stage_dims(captioner.encoder, captioner.stages)), len(names))
+
+    def forward(self, batch):
+        c = self.captioner; c.augment.generator.manual_seed(batch["step"])
+        grids = [g.flatten(1, 2) for g in c.grids(c.augment(batch["pixels"].to(self.head.weight.device)))]
+        seen = torch.cat([x for g in grids for x in (g.mean(1), g.amax(1))], 1)
+        return dict(loss=nn.functional.binary_cross_entropy_with_logits(self.head(seen), batch["findings"].to(seen.device), reduction="none").sum(1).mean())
+
+
 def baselines(train, test):
     "What can be said without looking at more than the camera: the commonest findings or a real caption, chosen on the training captions."
     said, out = [stated(r["caption"]) for r in train], {}
@@ -89,6 +102,8 @@ def measure(
     size: int = 64,
     stages=(-3, -2, -1),
     width: int = 128, layers: int = 2, lr: float = 1e-3,
+    labels: int = 1500,         # steps before that, in which the encoder learns which findings the training captions state
+    least: int = 20,            # captions that have to state a finding
     seed: int = 0,
     folder=None,                # pictures and checkpoints stay there; None: a temporary one
     every: int = 0,             # also score after each so many steps
@@ -105,13 +120,16 @@ def measure(
         tokenizer = train_tokenizer(captions + vocabulary_texts(), 2000, 96)
         model = Captioner(tokenizer, Settings(width=width, layers=layers, stages=list(stages), max_tokens=112))
         written = [model.decoder.tokenize([c])["input_ids"][0] for c in captions]
+        said = [stated(c) for c in captions]; names = sorted(f for f, n in Counter(f for s in said for f in s).items() if n >= least)
+        findings = torch.tensor([[float(f in s) for f in names] for s in said])
         def batch(step):
             at = rows_of_step(step, len(rows), batch_size, seed)
             ids = nn.utils.rnn.pad_sequence([written[i] for i in at], batch_first=True)
             lengths = torch.tensor([len(written[i]) for i in at])
-            return dict(step=step, pixels=pixels[at], tokens=dict(input_ids=ids, attention_mask=(torch.arange(ids.shape[1]) < lengths[:, None]).long()))
+            return dict(step=step, pixels=pixels[at], findings=findings[at], tokens=dict(input_ids=ids, attention_mask=(torch.arange(ids.shape[1]) < lengths[:, None]).long()))
         def look(step, m):
             if every and step % every == 0: print(step, {k: round(v, 3) for k, v in score_captions(m.caption(unseen, "greedy"), held_out).items()}, flush=True)
+        if labels: fit(Findings(model, names), batch, Training(steps=labels, lr=lr, log_every=50), folder / "findings", seed=seed, device=device, label="findings")
         curves = fit(model, batch, Training(steps=steps, lr=lr, log_every=50), folder / "training", seed=seed, device=device, label="captions", after_step=look)
         out = dict(train=len(rows), test=len(held_out), steps=steps, loss=float(curves["loss"].iloc[-1]))
         for strategy in ("greedy", "beam", "nucleus"):
@@ -126,7 +144,7 @@ def measure(
 
 if __name__ == "__main__":
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, default in (("train", 2000), ("test", 500), ("steps", 3000), ("batch-size", 64), ("width", 128), ("layers", 2), ("seed", 0), ("every", 0), ("processes", 1)): p.add_argument(f"--{name}", type=int, default=default)
+    for name, default in (("train", 2000), ("test", 500), ("labels", 1500), ("least", 20), ("steps", 3000), ("batch-size", 64), ("width", 128), ("layers", 2), ("seed", 0), ("every", 0), ("processes", 1)): p.add_argument(f"--{name}", type=int, default=default)
     p.add_argument("--stages", type=int, nargs="+", default=[-3, -2, -1]); p.add_argument("--lr", type=float, default=1e-3)
     p.add_argument("--folder"); p.add_argument("--device"); p.add_argument("--json")
     p.add_argument("--model", help="score this saved model instead"); p.add_argument("--cache", help="with the pictures of this 06_images folder")

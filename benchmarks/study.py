@@ -7,16 +7,19 @@ that measure one chapter live beside this file (`atlas.py`, `captions.py` …), 
 import argparse, hashlib, importlib, os, platform, subprocess, sys, time
 from pathlib import Path
 
+from keepfit_nb.ablation import grid
 from keepfit_nb.profiles import project_root, read_json, real_folder, source_fingerprint, write_json
 
 NEEDED = ("03d", "05", "06", "07", "13", "13a", "14", "15", "16", "17", "17a", "17b", "18", "19", "21")      # the stages; the chapters between them add no result
 RESULTS = Path(__file__).parent / "results" / "study.json"
 VARIANTS = "variants={{public: {{elite: false, semantic: false}}, {}keepfit: {{elite: true, semantic: true}}, v1: {{compat: v1, elite: true, semantic: true, memory: 0}}}}"     # v1: KeepFIT V1, its defects included (chapter 12.3)
 EYES = 2026      # seed of the demonstration's eyes; settings were chosen on others
-SPARK = (VARIANTS.format("elite: {elite: true, semantic: false}, "), "seeds=[0, 1]", "pretraining.labels_first=400", "pretraining.steps=400", "baselines.models=[{kind: supervised}]", "few_shot.shots=[1, 2, 4, 5, 8, 10, 16]",
-         "fine_tuning={enabled: true, training: {steps: 150}}", "segmentation.models=[start, public, keepfit]", "segmentation.n_train=48", "segmentation.n_val=16", "segmentation.n_test=40",
+SPARK = (VARIANTS.format("elite: {elite: true, semantic: false}, decoder: {elite: true, semantic: true, decoder: true}, "), "seeds=[0, 1]", "pretraining.labels_first=400", "pretraining.steps=400", "baselines.models=[{kind: supervised}]", "few_shot.shots=[1, 2, 4, 5, 8, 10, 16]", "few_shot.percents=[10, 50, 100]",
+         "fine_tuning={enabled: true, percents: [10, 100], training: {steps: 150}}", "segmentation.models=[start, public, keepfit]", "segmentation.n_train=48", "segmentation.n_val=16", "segmentation.n_test=40",
          "retrieval.eyes=100")
 REAL = (VARIANTS.format(''), "fine_tuning={enabled: true, tasks: 3, ways: [full], batch_size: 16, training: {steps: 80}}", "explain.eyes=0", "retrieval.eyes=0")      # a fine-tuning of 300 steps is for a GPU
+ROWS = ("images.size=96",
+        f"ablation={{rows: [{', '.join(grid())}], seeds: [0], steps: 150, processes: {os.cpu_count()}, draws: 1000}}")      # of chapter 20, on real images
 TOLD = ("ACA", "AUC", "kappa", "Dice", "R@1", "R@10", "mAP", "nDCG@10", "BLEU", "ROUGE-L", "CIDEr", "findings F1", "pointing game", "pointing gain", "overlap", "heat inside", "same category")
 
 
@@ -37,7 +40,8 @@ def chain(profile, folder, *words):
 
 
 def run_facts(manifest):
-    return dict(run=f"{manifest['run']} at {manifest['commit'][:10]}", begun=manifest.get("first_started", manifest["started"]),
+    verdict = manifest["chapters"].get("14_evaluation", {}).get("metrics", {}).get("leak_verdict")
+    return ({"leaks": verdict} if verdict else {}) | dict(run=f"{manifest['run']} at {manifest['commit'][:10]}", begun=manifest.get("first_started", manifest["started"]),
                 device=f"{manifest['device']}, {manifest['cores']} cores",
                 seconds=round(sum(c["seconds"] for c in manifest["chapters"].values())))
 
@@ -97,6 +101,18 @@ def real():
     return values
 
 
+def real_rows():
+    "The rows of chapter 20 on real images, as far as their labels go: every source asked by itself. real_rows_means.csv and real_rows_gains.csv."
+    import pandas as pd
+    if not (real_folder() / "records.csv").exists(): return print("real_rows: no images at KEEPFIT_REAL; part left out")
+    folder = "runs/study_real_rows"
+    manifest = chain("real", folder, *settings(*ROWS), "--only", "03d", "05", "06", "07", "09", "11", "20")
+    for name in ("means", "gains"):
+        table = pd.read_csv(project_root() / folder / "20_ablation" / f"{name}.csv")
+        table.to_csv(RESULTS.with_name(f"real_rows_{name}.csv"), index=False, float_format="%.4f", lineterminator="\n")
+    return run_facts(manifest) | {k: v for k, v in manifest["chapters"]["20_ablation"]["metrics"].items() if ".aca." in k or ".gain." in k}
+
+
 def learnability():
     "Is a disease learnable from its lesions, and from nothing else? A supervised CNN against colour histograms, per modality."
     from keepfit_nb.angiography import render_angiogram
@@ -132,7 +148,7 @@ def ablation():
 NAMES = {("captions", "consistency"): "caption_consistency"}      # (file, its name) → the name in the study
 FILES = dict(records=("records_million",), phantoms=("captions", "phantom_speed"), atlas=("atlas",), realism=("realism",), speed=("loading", "step_speed", "evaluation", "few_shot", "linear_probe"),
              mlm=("mlm",), tokenizer=("tokenizer",), caption=("captioning",), segmentation=("segmentation",), retrieval=("retrieval",), explain=("explain",))      # part → the files beside this one that measure it
-PARTS = {part: measured(*files) for part, files in FILES.items()} | dict(learnability=learnability, ablation=ablation, spark=spark, real=real)
+PARTS = {part: measured(*files) for part, files in FILES.items()} | dict(learnability=learnability, ablation=ablation, spark=spark, real=real, real_rows=real_rows)
 CAMERAS = ("fundus", "angiography", "oct")
 MODULES = dict(records=("records", "leaks"), phantoms=("captions", "reading", *CAMERAS), atlas=("atlas", "pages", "houses"), realism=CAMERAS, learnability=CAMERAS, speed=("images", "decoding", "training", "pretraining",
                "measures", "embeddings", "zero_shot", "adapters", "logistic"), mlm=("text_pretraining",), tokenizer=("tokenizer",), caption=("decoder", "captions"),

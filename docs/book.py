@@ -161,7 +161,7 @@ def sources() -> dict[str, str | bytes]:
     out["exercises/index.md"] = "# Solutions\n\nThe worked exercises of every chapter; each is executed by the tests.\n\n" + tree([p.stem for p in solutions()], hidden=False)
     front = staged(NBS / "index.ipynb")
     howto = [f"howto/{p.stem}" for p in sorted((DOCS / "howto").glob("*.md"))]
-    nav = [tree([f"part{i + 1}" for i in range(len(PARTS))], "The chapters"), tree(["lab", *howto], "How to"),
+    nav = [tree([f"part{i + 1}" for i in range(len(PARTS))], "The chapters"), tree(["first_hour", "lab", *howto], "How to"),
            tree([n for n in ("glossary", "references", "api/index", "exercises/index", "CONTRIBUTING") if f"{n}.md" in out], "Reference")]
     front["cells"].append({"cell_type": "markdown", "id": "book-nav", "metadata": {}, "source": "\n\n".join(nav)})
     out["index.ipynb"] = json.dumps(front, ensure_ascii=False)

@@ -27,7 +27,7 @@ def spoken(seconds: float) -> str:
 def told(text: str, *places: str) -> str:
     "The last lines of an output, without colours, overwritten progress and this machine's folders."
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text); lines = [line.rsplit("\r", 1)[-1].rstrip() for line in text.splitlines()]
-    lines = [line for line in lines if line]
+    lines = [line for line in lines if line and not line.startswith("WARNING: Location")]      # what pip says of a local mirror
     for place in places: lines = [line.replace(place, "…") for line in lines]
     return "\n".join((["…"] if len(lines) > LAST else []) + lines[-LAST:])
 

@@ -55,7 +55,7 @@ def test_notation_names_what_exists():
     assert len(names) >= 20 and not [n for n in names for word in re.findall(r"\w+", n) if not re.search(rf"\b{word}\b", code)]
 
 
-@pytest.mark.parametrize("path", [ROOT / "docs" / "glossary.md", ROOT / "docs" / "references.md", ROOT / "docs" / "lab.md", *HOWTO], ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", [ROOT / "docs" / "glossary.md", ROOT / "docs" / "references.md", ROOT / "docs" / "lab.md", ROOT / "docs" / "first_hour.md", *HOWTO], ids=lambda p: p.stem)
 def test_links_of_the_pages_lead_somewhere(path):
     assert not [link for link in links(read(path)) if not (path.parent / link).exists()]
 
