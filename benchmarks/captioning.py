@@ -1,5 +1,7 @@
 """Does the caption decoder say what is there? Phantoms of 64 px, encoder and decoder from scratch, for the study.
 
+The encoder first learns which findings the training captions state (`labels` steps), then the decoder learns to write, with that
+encoder as it is (`joint=False`) or learning on. `labels=0, joint=True`: all from the caption loss alone.
 `measure()` trains and scores one model; `present_f1(model, cache)` scores a finished one (a folder of 13_pretraining).
 """
 import argparse, functools, json, multiprocessing, tempfile
@@ -9,7 +11,7 @@ from pathlib import Path
 import numpy as np, torch
 from torch import nn
 
-from keepfit_nb.decoder import CaptionDecoder, Settings, score_captions, stage_dims, stage_grids, stated
+from keepfit_nb.decoder import CaptionDecoder, Settings, f1, facts_only, score_captions, shown, stage_dims, stage_grids, stated
 from keepfit_nb.encoders import ImageEncoder, timm_model, train_tokenizer, vocabulary_texts
 from keepfit_nb.images import Augment
 from keepfit_nb.profiles import MODALITIES, seed_everything
@@ -32,17 +34,19 @@ def paint(train, test, size, seed, folder, processes=1):
 
 
 class Captioner(nn.Module):
-    "Encoder and decoder, trained on the caption loss alone."
-    def __init__(self, tokenizer, settings, name="resnet10t"):
+    "Encoder and decoder; with `joint` the caption loss teaches both."
+    def __init__(self, tokenizer, settings, name="resnet10t", joint=True):
         super().__init__()
+        self.joint = joint
         self.encoder = ImageEncoder(timm_model(name))
         self.decoder = CaptionDecoder(tokenizer, stage_dims(self.encoder, settings.stages), settings)
         self.augment, self.stages = Augment(flip=0.), settings.stages      # a mirrored right eye is a left eye
 
     def grids(self, pixels): return stage_grids(self.encoder, self.encoder.normalise(pixels), self.stages)[1]
     def forward(self, batch):
-        self.augment.generator.manual_seed(batch["step"])
-        return dict(loss=self.decoder.loss(self.grids(self.augment(batch["pixels"].to(self.decoder.device))), batch["tokens"]))
+        self.augment.generator.manual_seed(batch["step"]); self.encoder.train(self.joint)
+        with torch.set_grad_enabled(self.joint): grids = self.grids(self.augment(batch["pixels"].to(self.decoder.device)))
+        return dict(loss=self.decoder.loss(grids, batch["tokens"]))
 
     @torch.inference_mode()
     def caption(self, pixels, strategy=None, batch_size=128):
@@ -52,16 +56,28 @@ class Captioner(nn.Module):
 
 
 class Findings(nn.Module):
-    "The captioner's encoder with one linear head over what the captions state: diseases, and facts with their values. Each stage's grid gives its mean and its largest value, for a lesion is small."
+    "The captioner's encoder with one linear head over findings. Each stage's grid gives its mean and its largest value, for a lesion is small."
     def __init__(self, captioner, names):
         super().__init__()
-        self.captioner, self.head = captioner, nn.Linear(2 * sum(stage_dims(captioner.encoder, captioner.stages)), len(names))
+        self.encoder, self.augment, self.stages, self.names = captioner.encoder, captioner.augment, captioner.stages, names
+        self.head = nn.Linear(2 * sum(stage_dims(self.encoder, self.stages)), len(names))
+
+    def logits(self, pixels):
+        grids = [g.flatten(1, 2) for g in stage_grids(self.encoder, self.encoder.normalise(pixels), self.stages)[1]]
+        return self.head(torch.cat([x for g in grids for x in (g.mean(1), g.amax(1))], 1))
 
     def forward(self, batch):
-        c = self.captioner; c.augment.generator.manual_seed(batch["step"])
-        grids = [g.flatten(1, 2) for g in c.grids(c.augment(batch["pixels"].to(self.head.weight.device)))]
-        seen = torch.cat([x for g in grids for x in (g.mean(1), g.amax(1))], 1)
-        return dict(loss=nn.functional.binary_cross_entropy_with_logits(self.head(seen), batch["findings"].to(seen.device), reduction="none").sum(1).mean())
+        self.augment.generator.manual_seed(batch["step"])
+        logits = self.logits(self.augment(batch["pixels"].to(self.head.weight.device)))
+        return dict(loss=nn.functional.binary_cross_entropy_with_logits(logits, batch["findings"].to(logits.device), reduction="none").sum(1).mean())
+
+    @torch.inference_mode()
+    def found(self, pixels, batch_size=128):
+        "The findings that are likelier than not, a set an image."
+        was = self.training; self.eval()
+        try: sure = torch.cat([self.logits(self.augment(p.to(self.head.weight.device))) > 0 for p in pixels.split(batch_size)]).cpu().tolist()
+        finally: self.train(was)
+        return [{f for f, yes in zip(self.names, row) if yes} for row in sure]
 
 
 def baselines(train, test):
@@ -82,7 +98,6 @@ def baselines(train, test):
 
 def constant_set(said, by, train, test, k):
     "F1 of always stating the k commonest findings of the modality; the best k is taken on the test set, in its favour."
-    from keepfit_nb.decoder import f1, facts_only, shown
     top = {m: {f for f, _ in Counter(f for i in rows for f in facts_only(said[i])).most_common(k)} for m, rows in by.items()}
     return f1([top[r["modality"]] for r in test], [facts_only(shown(r)) for r in test])["f1"]
 
@@ -97,13 +112,14 @@ def present_f1(model, cache, limit=None, strategy=None, batch_size=128):
 def measure(
     train: int = 2000,          # captioned images a modality
     test: int = 500,            # held-out images a modality
-    steps: int = 3000,
+    steps: int = 900,
     batch_size: int = 64,
     size: int = 64,
     stages=(-3, -2, -1),
     width: int = 128, layers: int = 2, lr: float = 1e-3,
-    labels: int = 1500,         # steps before that, in which the encoder learns which findings the training captions state
-    least: int = 20,            # captions that have to state a finding
+    labels: int = 1500,         # steps before those, in which the encoder learns which findings the training captions state
+    least: int = 20,            # captions that state a finding, for it to be learned
+    joint: bool = False,        # the captions teach the encoder too
     seed: int = 0,
     folder=None,                # pictures and checkpoints stay there; None: a temporary one
     every: int = 0,             # also score after each so many steps
@@ -118,7 +134,7 @@ def measure(
         (pixels, rows), (unseen, held_out) = sets["elite"], sets["evaluation"]
         captions = [r["caption"] for r in rows]
         tokenizer = train_tokenizer(captions + vocabulary_texts(), 2000, 96)
-        model = Captioner(tokenizer, Settings(width=width, layers=layers, stages=list(stages), max_tokens=112))
+        model = Captioner(tokenizer, Settings(width=width, layers=layers, stages=list(stages), max_tokens=112), joint=joint)
         written = [model.decoder.tokenize([c])["input_ids"][0] for c in captions]
         said = [stated(c) for c in captions]; names = sorted(f for f, n in Counter(f for s in said for f in s).items() if n >= least)
         findings = torch.tensor([[float(f in s) for f in names] for s in said])
@@ -129,9 +145,14 @@ def measure(
             return dict(step=step, pixels=pixels[at], findings=findings[at], tokens=dict(input_ids=ids, attention_mask=(torch.arange(ids.shape[1]) < lengths[:, None]).long()))
         def look(step, m):
             if every and step % every == 0: print(step, {k: round(v, 3) for k, v in score_captions(m.caption(unseen, "greedy"), held_out).items()}, flush=True)
-        if labels: fit(Findings(model, names), batch, Training(steps=labels, lr=lr, log_every=50), folder / "findings", seed=seed, device=device, label="findings")
+        out = dict(train=len(rows), test=len(held_out), steps=steps, labels=labels)
+        if labels:
+            first = Findings(model, names)
+            learned = fit(first, batch, Training(steps=labels, lr=lr, log_every=50), folder / "findings", seed=seed, device=device, label="findings")
+            out |= dict(findings=len(names), encoder_f1=f1([facts_only(s) for s in first.found(unseen)], [facts_only(shown(r)) for r in held_out])["f1"], findings_seconds=float(learned["seconds"].iloc[-1]))
+            print({k: v for k, v in out.items() if k.startswith(("find", "enc"))}, flush=True)
         curves = fit(model, batch, Training(steps=steps, lr=lr, log_every=50), folder / "training", seed=seed, device=device, label="captions", after_step=look)
-        out = dict(train=len(rows), test=len(held_out), steps=steps, loss=float(curves["loss"].iloc[-1]))
+        out["loss"] = float(curves["loss"].iloc[-1])
         for strategy in ("greedy", "beam", "nucleus"):
             texts = model.caption(unseen, strategy)
             scores = score_captions(texts, held_out)
@@ -144,9 +165,9 @@ def measure(
 
 if __name__ == "__main__":
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, default in (("train", 2000), ("test", 500), ("labels", 1500), ("least", 20), ("steps", 3000), ("batch-size", 64), ("width", 128), ("layers", 2), ("seed", 0), ("every", 0), ("processes", 1)): p.add_argument(f"--{name}", type=int, default=default)
+    for name, default in (("train", 2000), ("test", 500), ("labels", 1500), ("least", 20), ("steps", 900), ("batch-size", 64), ("width", 128), ("layers", 2), ("seed", 0), ("every", 0), ("processes", 1)): p.add_argument(f"--{name}", type=int, default=default)
     p.add_argument("--stages", type=int, nargs="+", default=[-3, -2, -1]); p.add_argument("--lr", type=float, default=1e-3)
-    p.add_argument("--folder"); p.add_argument("--device"); p.add_argument("--json")
+    p.add_argument("--joint", action="store_true"); p.add_argument("--folder"); p.add_argument("--device"); p.add_argument("--json")
     p.add_argument("--model", help="score this saved model instead"); p.add_argument("--cache", help="with the pictures of this 06_images folder")
     a = vars(p.parse_args()); file, model, cache = (a.pop(k) for k in ("json", "model", "cache"))
     if model:

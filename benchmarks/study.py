@@ -19,7 +19,7 @@ SPARK = (VARIANTS.format("elite: {elite: true, semantic: false}, decoder: {elite
          "retrieval.eyes=100")
 REAL = (VARIANTS.format(''), "fine_tuning={enabled: true, tasks: 3, ways: [full], batch_size: 16, training: {steps: 80}}", "explain.eyes=0", "retrieval.eyes=0")      # a fine-tuning of 300 steps is for a GPU
 ROWS = ("images.size=96",
-        f"ablation={{rows: [{', '.join(grid())}], seeds: [0], steps: 150, processes: {os.cpu_count()}, draws: 1000}}")      # of chapter 20, on real images
+        f"ablation={{rows: [{', '.join(grid())}], seeds: [0], steps: 100, processes: {os.cpu_count()}, draws: 1000}}")      # of chapter 20, on real images
 TOLD = ("ACA", "AUC", "kappa", "Dice", "R@1", "R@10", "mAP", "nDCG@10", "BLEU", "ROUGE-L", "CIDEr", "findings F1", "pointing game", "pointing gain", "overlap", "heat inside", "same category")
 
 

@@ -235,5 +235,21 @@ def test_needs_no_heavy_imports():
 def test_benchmark_runs_and_has_its_neighbours(tmp_path):
     sys.path.insert(0, str(__import__("pathlib").Path(__file__).parent.parent / "benchmarks"))
     from captioning import measure
-    values = measure(train=20, test=10, steps=4, batch_size=8, folder=tmp_path)
+    values = measure(train=20, test=10, steps=4, batch_size=8, labels=3, least=3, folder=tmp_path)
     assert 0 <= values["present_f1"] <= 1 and {"majority_f1", "constant_f1", "greedy.present_f1", "present_f1_OCT"} <= values.keys()
+    assert values["findings"] > 1 and 0 <= values["encoder_f1"] <= 1
+
+
+def test_a_captioner_keeps_its_encoder_unless_captions_teach_it():
+    sys.path.insert(0, str(__import__("pathlib").Path(__file__).parent.parent / "benchmarks"))
+    from captioning import Captioner, Findings
+    settings = Settings(width=16, layers=1, heads=2, max_tokens=16, stages=[-2, -1])
+    for joint in (False, True):
+        model = Captioner(train_tokenizer(["drusen above the fovea"] * 3, 90, 16), settings, joint=joint).train()
+        before = {k: v.clone() for k, v in model.encoder.state_dict().items()}
+        batch = dict(step=0, pixels=torch.rand(4, 3, 64, 64), tokens=model.decoder.tokenize(["drusen"] * 4))
+        model(batch)["loss"].backward()
+        assert any(p.grad is not None for p in model.encoder.parameters()) == joint and any(p.grad is not None for p in model.decoder.parameters())
+        assert all(torch.equal(v, before[k]) for k, v in model.encoder.state_dict().items()) != joint      # batch statistics too
+    first = Findings(model, ["disease: drusen", "drusen: few"])
+    first.head.bias.data = torch.tensor([50., -50.]); assert first.found(torch.rand(3, 3, 64, 64)) == [{"disease: drusen"}] * 3 and first.training
