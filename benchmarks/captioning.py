@@ -1,7 +1,7 @@
 """Does the caption decoder say what is there? Phantoms of 64 px, encoder and decoder from scratch, for the study.
 
-The encoder first learns which findings the training captions state (`labels` steps), then the decoder learns to write, with that
-encoder as it is (`joint=False`) or learning on. `labels=0, joint=True`: all from the caption loss alone.
+By default all is learned from the caption loss. With `labels` steps the encoder first learns which findings the training captions state,
+then the decoder learns to write, with that encoder as it is (`joint=False`) or learning on: `--labels 1500 --no-joint --steps 900`.
 `measure()` trains and scores one model; `present_f1(model, cache)` scores a finished one (a folder of 13_pretraining).
 """
 import argparse, functools, json, multiprocessing, tempfile
@@ -112,14 +112,14 @@ def present_f1(model, cache, limit=None, strategy=None, batch_size=128):
 def measure(
     train: int = 2000,          # captioned images a modality
     test: int = 500,            # held-out images a modality
-    steps: int = 900,
+    steps: int = 3000,
     batch_size: int = 64,
     size: int = 64,
     stages=(-3, -2, -1),
     width: int = 128, layers: int = 2, lr: float = 1e-3,
-    labels: int = 1500,         # steps before those, in which the encoder learns which findings the training captions state
+    labels: int = 0,            # steps before those, in which the encoder learns which findings the training captions state
     least: int = 20,            # captions that state a finding, for it to be learned
-    joint: bool = False,        # the captions teach the encoder too
+    joint: bool = True,         # the captions teach the encoder too
     seed: int = 0,
     folder=None,                # pictures and checkpoints stay there; None: a temporary one
     every: int = 0,             # also score after each so many steps
@@ -165,9 +165,9 @@ def measure(
 
 if __name__ == "__main__":
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, default in (("train", 2000), ("test", 500), ("labels", 1500), ("least", 20), ("steps", 900), ("batch-size", 64), ("width", 128), ("layers", 2), ("seed", 0), ("every", 0), ("processes", 1)): p.add_argument(f"--{name}", type=int, default=default)
+    for name, default in (("train", 2000), ("test", 500), ("labels", 0), ("least", 20), ("steps", 3000), ("batch-size", 64), ("width", 128), ("layers", 2), ("seed", 0), ("every", 0), ("processes", 1)): p.add_argument(f"--{name}", type=int, default=default)
     p.add_argument("--stages", type=int, nargs="+", default=[-3, -2, -1]); p.add_argument("--lr", type=float, default=1e-3)
-    p.add_argument("--joint", action="store_true"); p.add_argument("--folder"); p.add_argument("--device"); p.add_argument("--json")
+    p.add_argument("--joint", action=argparse.BooleanOptionalAction, default=True); p.add_argument("--folder"); p.add_argument("--device"); p.add_argument("--json")
     p.add_argument("--model", help="score this saved model instead"); p.add_argument("--cache", help="with the pictures of this 06_images folder")
     a = vars(p.parse_args()); file, model, cache = (a.pop(k) for k in ("json", "model", "cache"))
     if model:
