@@ -136,21 +136,20 @@ def measure(
         tokenizer = train_tokenizer(captions + vocabulary_texts(), 2000, 96)
         model = Captioner(tokenizer, Settings(width=width, layers=layers, stages=list(stages), max_tokens=112), joint=joint)
         written = [model.decoder.tokenize([c])["input_ids"][0] for c in captions]
-        said = [stated(c) for c in captions]; names = sorted(f for f, n in Counter(f for s in said for f in s).items() if n >= least)
-        findings = torch.tensor([[float(f in s) for f in names] for s in said])
         def batch(step):
             at = rows_of_step(step, len(rows), batch_size, seed)
             ids = nn.utils.rnn.pad_sequence([written[i] for i in at], batch_first=True)
             lengths = torch.tensor([len(written[i]) for i in at])
-            return dict(step=step, pixels=pixels[at], findings=findings[at], tokens=dict(input_ids=ids, attention_mask=(torch.arange(ids.shape[1]) < lengths[:, None]).long()))
+            return dict(step=step, pixels=pixels[at], tokens=dict(input_ids=ids, attention_mask=(torch.arange(ids.shape[1]) < lengths[:, None]).long()))
         def look(step, m):
             if every and step % every == 0: print(step, {k: round(v, 3) for k, v in score_captions(m.caption(unseen, "greedy"), held_out).items()}, flush=True)
         out = dict(train=len(rows), test=len(held_out), steps=steps, labels=labels)
         if labels:
-            first = Findings(model, names)
-            learned = fit(first, batch, Training(steps=labels, lr=lr, log_every=50), folder / "findings", seed=seed, device=device, label="findings")
+            said = [stated(c) for c in captions]; names = sorted(f for f, n in Counter(f for s in said for f in s).items() if n >= least)
+            first, findings = Findings(model, names), torch.tensor([[float(f in s) for f in names] for s in said])
+            def named(step): return dict(step=step, pixels=pixels[at := rows_of_step(step, len(rows), batch_size, seed)], findings=findings[at])
+            learned = fit(first, named, Training(steps=labels, lr=lr, log_every=50), folder / "findings", seed=seed, device=device, label="findings")
             out |= dict(findings=len(names), encoder_f1=f1([facts_only(s) for s in first.found(unseen)], [facts_only(shown(r)) for r in held_out])["f1"], findings_seconds=float(learned["seconds"].iloc[-1]))
-            print({k: v for k, v in out.items() if k.startswith(("find", "enc"))}, flush=True)
         curves = fit(model, batch, Training(steps=steps, lr=lr, log_every=50), folder / "training", seed=seed, device=device, label="captions", after_step=look)
         out["loss"] = float(curves["loss"].iloc[-1])
         for strategy in ("greedy", "beam", "nucleus"):

@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerFast
 
 from keepfit_nb.decoder import (STRATEGIES, CaptionDecoder, Settings, detokenise, f1, place_codes, score_captions, shown, stage_dims, stage_grids, stated)
 from keepfit_nb.encoders import Settings as EncoderSettings, build_image_encoder, train_tokenizer
+from keepfit_nb.profiles import project_root
 
 TEXTS = ["Hard exudates above the fovea, cotton-wool spots.", "Drusen below the fovea.", "A healthy eye, cup-to-disc ratio 0.3.", "Non-perfusion (OD)."]
 DIMS = (8, 12)
@@ -232,16 +233,16 @@ def test_needs_no_heavy_imports():
 
 
 @pytest.mark.slow
-def test_benchmark_runs_and_has_its_neighbours(tmp_path):
-    sys.path.insert(0, str(__import__("pathlib").Path(__file__).parent.parent / "benchmarks"))
+def test_benchmark_runs_and_has_its_neighbours(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(project_root() / "benchmarks"))
     from captioning import measure
     values = measure(train=20, test=10, steps=4, batch_size=8, labels=3, least=3, folder=tmp_path)
     assert 0 <= values["present_f1"] <= 1 and {"majority_f1", "constant_f1", "greedy.present_f1", "present_f1_OCT"} <= values.keys()
     assert values["findings"] > 1 and 0 <= values["encoder_f1"] <= 1
 
 
-def test_a_captioner_keeps_its_encoder_unless_captions_teach_it():
-    sys.path.insert(0, str(__import__("pathlib").Path(__file__).parent.parent / "benchmarks"))
+def test_a_captioner_keeps_its_encoder_unless_captions_teach_it(monkeypatch):
+    monkeypatch.syspath_prepend(str(project_root() / "benchmarks"))
     from captioning import Captioner, Findings
     settings = Settings(width=16, layers=1, heads=2, max_tokens=16, stages=[-2, -1])
     for joint in (False, True):
