@@ -200,6 +200,7 @@ class Chain:
         self.settings, self.pending, self.begun = settings, list(self.names), 0
         self.progress = Progress(self.run.dir / "log.txt", len(self.names), 60 * settings.progress_minutes)
         self.clock = Clock(*expected_seconds(self.run, self.names), self.jobs)
+        self.urgent = urgency(self.names, self.clock.expected) if self.jobs > 1 else {}
     def entry(self, name: str, entry: dict) -> None: self.manifest["chapters"][name] = entry; save_manifest(self.run, self.manifest)
     def says(self, name: str, words: str) -> None: self.progress.line(f"[{self.names.index(name) + 1:2d}/{len(self.names)}] {name} {words}")
 
@@ -214,12 +215,12 @@ def is_built(run: Run, name: str) -> bool:
 
 @patch
 def ready(self: Chain) -> str | None:
-    "The next chapter that may start now; None when all must wait."
+    "The next chapter that may start now, with several jobs the one with the longest way to go; None when all must wait."
     if len(self.running) >= self.jobs: return None
-    if self.jobs == 1 or not self.running: return next(iter(self.pending), None)
+    if self.jobs == 1: return next(iter(self.pending), None)
     built = {n for n in chapters() if n not in self.running and n not in self.pending and is_built(self.run, n)}
-    for i, name in enumerate(self.pending):
-        earlier = [*self.pending[:i], *(r for r in self.running if r < name)]
+    for name in sorted(self.pending, key=lambda n: -self.urgent[n]):
+        earlier = [n for n in [*self.pending, *self.running] if n < name]
         if may_start(name, earlier, list(self.running), built): return name
     return None
 

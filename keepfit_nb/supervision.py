@@ -96,7 +96,7 @@ def _use_engine() -> None:
         @classmethod
         def execute_managed_notebook(cls, nb_man, kernel_name, watch=None, start_timeout=60, **_):
             client = PapermillNotebookClient(nb_man, kernel_name=kernel_name, startup_timeout=start_timeout, timeout=None, log=quiet,
-                                             extra_arguments=["--log-level=ERROR"])
+                                             extra_arguments=["--log-level=CRITICAL"])
             client.on_cell_start = lambda cell, cell_index: watch.begin_cell(client, cell_index)
             return client.execute(env={**os.environ, "IN_TEST": "1"}, cwd=str(project_root()))
 
