@@ -307,7 +307,8 @@ def close(self: Chain, seconds: float) -> None:
         entry = self.manifest["chapters"].setdefault(name, dict(status="not run", seconds=0., metrics={}))
         if entry["status"] == "running": entry |= dict(status="interrupted", seconds=entry.get("seconds", 0.), metrics={})
     status = {EXIT["ok"]: "ok", EXIT["interrupted"]: "interrupted"}.get(self.code, "failed")
-    self.manifest |= dict(status=status, exit_code=self.code, finished=_now(), seconds=round(seconds, 1))
+    in_order = dict(sorted(self.manifest["chapters"].items()))      # of the book, whichever began first
+    self.manifest |= dict(status=status, exit_code=self.code, finished=_now(), seconds=round(seconds, 1), chapters=in_order)
     try: save_manifest(self.run, self.manifest); clean_manifests(self.run.dir)
     except OSError as err: self.code = self.code or EXIT["machine"]; print(f"the manifest could not be completed: {err}", file=sys.stderr)
 

@@ -36,26 +36,6 @@ def test_second_run_finds_nothing_to_do(smoke_run, cli):
     assert before == {p: p.stat().st_mtime_ns for p in smoke_run.glob("*/out.ipynb")}
 
 
-@pytest.mark.slow
-def test_two_jobs_leave_the_same_artefacts(smoke_run, cli, tmp_path):
-    "The beginning of the chain, two chapters at once where they may: fingerprints, metrics and files as with one."
-    import pandas as pd
-    names = ["03d_captions", "05_sources", "06_images"]; folder = tmp_path / "run"
-    done = cli("run", "--profile", "smoke", "--run-dir", folder, "--only", "01", *names, "--jobs", "2")
-    assert done.returncode == 0, done.stdout + done.stderr
-    times = {n: e["started"] for n, e in read_json(folder / "manifest.json")["chapters"].items()}
-    assert times["03d_captions"] <= times["05_sources"] <= times["06_images"]
-    def seen(run, name):                                                              # a table's paths name the folder of their run; its rows are compared
-        table = lambda p: pd.read_parquet(p).to_json().replace(str(run).replace("/", "\\/"), "RUN").encode()
-        kept = {".parquet": table, **dict.fromkeys((".npy", ".csv", ".png", ".jpg", ".bin"), Path.read_bytes)}
-        return {str(p.relative_to(run)): kept[p.suffix](p) for p in sorted((run / name).rglob("*")) if p.suffix in kept}
-    for name in names:
-        one, two = (read_json(place / name / "manifest.json") for place in (smoke_run, folder))
-        assert one["fingerprint"] == two["fingerprint"] and one["settings"] == two["settings"]
-        a, b = seen(smoke_run, name), seen(folder, name)
-        assert a and a.keys() == b.keys() and not [k for k in a if a[k] != b[k]]
-
-
 def test_lost_artefact_is_made_again(smoke_run, cli, tmp_path):
     copy = tmp_path / "run"; shutil.copytree(smoke_run, copy); shutil.rmtree(copy / "15_zero_shot")
     done = cli("run", "--profile", "smoke", "--run-dir", copy, "--only", "14", "15")
@@ -197,11 +177,10 @@ def test_terminated_in_the_background(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", [".", "nbs"])
-def test_papermill_alone(place, root, tmp_path):
+@pytest.mark.parametrize("place, source, left", [(".", "nbs/13_pretraining.ipynb", "13_pretraining/default.json"), ("nbs", "06_images.ipynb", "06_images/cache.json")])
+def test_papermill_alone(place, source, left, root, tmp_path):
     "A chapter on its own, as a reader would run it, from the root and from nbs/."
-    source = "nbs/13_pretraining.ipynb" if place == "." else "13_pretraining.ipynb"
     done = subprocess.run([sys.executable, "-m", "papermill", source, str(tmp_path / "out.ipynb"), "-p", "profile", "smoke", "-p", "run_dir", str(tmp_path / "run")],
                           cwd=root / place, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert (tmp_path / "run" / "13_pretraining" / "default.json").exists()
+    assert (tmp_path / "run" / left).exists()
