@@ -225,6 +225,20 @@ def test_played_plan_keeps_every_need():
     assert max(busy) == 3
 
 
+def test_with_several_jobs_what_most_waits_for_goes_first():
+    names = list(profiles.chapters()); seconds = dict.fromkeys(names, 1.); left = order.urgency(names, seconds)
+    for i, name in enumerate(names):
+        assert all(left[name] > left[later] for later in names[i + 1:] if name in order.touched(later)[0]), name
+    plan = order.play(names, seconds, 2)
+    assert plan[0][0] == max(names, key=left.get) == "03d_captions" and len(plan) == len(names)
+    assert [n for n, *_ in order.play(names, seconds, 1)] == names
+
+
+def test_the_manifest_is_in_the_order_of_the_book(book):
+    code, manifest, _ = book(a="1", b="1", c="if False: run.need('91_b')")(jobs=2)       # b begins before a: c waits for it
+    assert code == 0 and list(manifest["chapters"]) == ["90_a", "91_b", "92_c"]
+
+
 def test_every_chapter_has_a_cost_that_can_be_read():
     assert not [n for n in profiles.chapters() if machine.cost_card(n)[0] <= 0]
 
