@@ -26,7 +26,7 @@ def root() -> Path:
 @pytest.fixture(scope="session")
 def cli():
     "Run `keepfit-nb …` as a user would; returns the finished process with its output as text."
-    def call(*words, cwd=ROOT, timeout=900, env=None):
+    def call(*words, cwd=ROOT, timeout=1700, env=None):
         return subprocess.run([sys.executable, "-m", "keepfit_nb.running", *map(str, words)], cwd=cwd, timeout=timeout,
                               capture_output=True, text=True, env={**os.environ, **(env or {})})
     return call

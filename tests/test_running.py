@@ -147,7 +147,7 @@ def kernel_of(process, seconds=300):
 
 def test_killed_kernel_fails_and_resumes(tmp_path, cli):
     process = start(tmp_path / "run", "--set", "running.retries=0"); kernel = kernel_of(process); time.sleep(1); kernel.kill()
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 3, out + err
     manifest = read_json(tmp_path / "run" / "manifest.json")
     assert manifest["status"] == "failed" and "kernel died" in manifest["chapters"]["00_profiles"]["error"]
@@ -161,7 +161,7 @@ def test_killed_kernel_fails_and_resumes(tmp_path, cli):
 def test_interrupted_runner_resumes(sign, code, tmp_path, cli):
     import psutil
     process = start(tmp_path / "run"); kernel = kernel_of(process); time.sleep(1.5); process.send_signal(sign)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == code, out + err
     _, alive = psutil.wait_procs([kernel], timeout=60); assert not alive, "the kernel outlived its runner"
     assert read_json(tmp_path / "run" / "manifest.json")["status"] == ("running" if sign == signal.SIGKILL else "interrupted")
