@@ -1308,6 +1308,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'keepfit_nb.order.choose': ('22.1_order.html#choose', 'keepfit_nb/order.py'),
                                   'keepfit_nb.order.first_chapter': ('22.1_order.html#first_chapter', 'keepfit_nb/order.py'),
                                   'keepfit_nb.order.may_start': ('22.1_order.html#may_start', 'keepfit_nb/order.py'),
+                                  'keepfit_nb.order.next_chapter': ('22.1_order.html#next_chapter', 'keepfit_nb/order.py'),
                                   'keepfit_nb.order.parameter_names': ('22.1_order.html#parameter_names', 'keepfit_nb/order.py'),
                                   'keepfit_nb.order.play': ('22.1_order.html#play', 'keepfit_nb/order.py'),
                                   'keepfit_nb.order.touched': ('22.1_order.html#touched', 'keepfit_nb/order.py'),

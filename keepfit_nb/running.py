@@ -141,8 +141,8 @@ def clean_manifests(folder: Path) -> None:
         if isinstance(page, dict) and (clean := pathless(page, folder)) != page: write_json(path, clean)
 
 def save_manifest(run: Run, manifest: dict) -> None:
-    "Write it, without paths of this machine."
-    write_json(run.dir / "manifest.json", pathless(manifest, run.dir))
+    "Write it, its chapters in the order of the book whichever began first, without paths of this machine."
+    write_json(run.dir / "manifest.json", pathless(manifest | dict(chapters=dict(sorted(manifest["chapters"].items()))), run.dir))
 
 # %% ../nbs/22_running.ipynb #1e460352
 def open_folder(run: Run, overrides: dict, resume: bool) -> dict:
@@ -217,12 +217,8 @@ def is_built(run: Run, name: str) -> bool:
 def ready(self: Chain) -> str | None:
     "The next chapter that may start now, with several jobs the one with the longest way to go; None when all must wait."
     if len(self.running) >= self.jobs: return None
-    if self.jobs == 1: return next(iter(self.pending), None)
-    built = {n for n in chapters() if n not in self.running and n not in self.pending and is_built(self.run, n)}
-    for name in sorted(self.pending, key=lambda n: -self.urgent[n]):
-        earlier = [n for n in [*self.pending, *self.running] if n < name]
-        if may_start(name, earlier, list(self.running), built): return name
-    return None
+    built = {n for n in chapters() if n not in self.running and n not in self.pending and is_built(self.run, n)} if self.running else set()
+    return next_chapter(self.pending, self.running, built, self.urgent)
 
 @patch
 def begin_chapter(self: Chain, name: str, pool) -> None:
@@ -307,8 +303,7 @@ def close(self: Chain, seconds: float) -> None:
         entry = self.manifest["chapters"].setdefault(name, dict(status="not run", seconds=0., metrics={}))
         if entry["status"] == "running": entry |= dict(status="interrupted", seconds=entry.get("seconds", 0.), metrics={})
     status = {EXIT["ok"]: "ok", EXIT["interrupted"]: "interrupted"}.get(self.code, "failed")
-    in_order = dict(sorted(self.manifest["chapters"].items()))      # of the book, whichever began first
-    self.manifest |= dict(status=status, exit_code=self.code, finished=_now(), seconds=round(seconds, 1), chapters=in_order)
+    self.manifest |= dict(status=status, exit_code=self.code, finished=_now(), seconds=round(seconds, 1))
     try: save_manifest(self.run, self.manifest); clean_manifests(self.run.dir)
     except OSError as err: self.code = self.code or EXIT["machine"]; print(f"the manifest could not be completed: {err}", file=sys.stderr)
 
