@@ -1,8 +1,9 @@
 """Does the caption decoder say what is there? Phantoms of 64 px, encoder and decoder from scratch, for the study.
 
-By default all is learned from the caption loss. With `labels` steps the encoder first learns which findings the training captions state,
-then the decoder learns to write, with that encoder as it is (`joint=False`) or learning on: `--labels 1500 --no-joint --steps 900`.
-`measure()` trains and scores one model; `present_f1(model, cache)` scores a finished one (a folder of 13_pretraining).
+Two ways. *Findings first*: for `labels` steps the encoder learns which findings the training captions state, then stays as it is while the
+decoder learns to write from what it sees; it looks once at a few augmented copies of each image. *Alone*: the caption loss teaches both.
+`measure()` does both, for the study. `python benchmarks/captioning.py` is the second, `… --labels 1500 --no-joint` the first.
+`present_f1(model, cache)` scores a finished model (a folder of 13_pretraining).
 """
 import argparse, functools, json, multiprocessing, tempfile
 from collections import Counter
@@ -11,9 +12,11 @@ from pathlib import Path
 import numpy as np, torch
 from torch import nn
 
+from keepfit_nb.captioning import finding_counts, findings_f1
 from keepfit_nb.decoder import CaptionDecoder, Settings, f1, facts_only, score_captions, shown, stage_dims, stage_grids, stated
-from keepfit_nb.encoders import ImageEncoder, timm_model, train_tokenizer, vocabulary_texts
+from keepfit_nb.encoders import ImageEncoder, judging, timm_model, train_tokenizer, vocabulary_texts
 from keepfit_nb.images import Augment
+from keepfit_nb.measures import interval, resample
 from keepfit_nb.profiles import MODALITIES, seed_everything
 from keepfit_nb.training import Settings as Training, fit, rows_of_step
 
@@ -34,7 +37,7 @@ def paint(train, test, size, seed, folder, processes=1):
 
 
 class Captioner(nn.Module):
-    "Encoder and decoder; with `joint` the caption loss teaches both."
+    "Encoder and decoder; with `joint` the caption loss teaches both. A batch holds pixels, or the grids of an encoder that stays."
     def __init__(self, tokenizer, settings, name="resnet10t", joint=True):
         super().__init__()
         self.joint = joint
@@ -44,15 +47,21 @@ class Captioner(nn.Module):
 
     def grids(self, pixels): return stage_grids(self.encoder, self.encoder.normalise(pixels), self.stages)[1]
     def forward(self, batch):
+        if "grids" in batch: return dict(loss=self.decoder.loss([g.to(self.decoder.device).float() for g in batch["grids"]], batch["tokens"]))
         self.augment.generator.manual_seed(batch["step"]); self.encoder.train(self.joint)
         with torch.set_grad_enabled(self.joint): grids = self.grids(self.augment(batch["pixels"].to(self.decoder.device)))
         return dict(loss=self.decoder.loss(grids, batch["tokens"]))
 
     @torch.inference_mode()
+    def views(self, pixels, n, seed, batch_size=128):
+        "What the encoder, as it is, sees in `n` augmented copies of each image: grids (n, N, rows, columns, D_s) in half precision, one a stage."
+        self.augment.generator.manual_seed(seed); self.augment.train()
+        with judging(self.encoder): seen = [[g.half().cpu() for g in self.grids(self.augment(p.to(self.decoder.device)))] for _ in range(n) for p in pixels.split(batch_size)]
+        return [torch.cat(g).unflatten(0, (n, len(pixels))) for g in zip(*seen)]
+
+    @torch.inference_mode()
     def caption(self, pixels, strategy=None, batch_size=128):
-        was = self.training; self.eval()
-        try: return [c for p in pixels.split(batch_size) for c in self.decoder.generate(self.grids(p.to(self.decoder.device)), strategy)]
-        finally: self.train(was)
+        with judging(self): return [c for p in pixels.split(batch_size) for c in self.decoder.generate(self.grids(p.to(self.decoder.device)), strategy)]
 
 
 class Findings(nn.Module):
@@ -74,10 +83,16 @@ class Findings(nn.Module):
     @torch.inference_mode()
     def found(self, pixels, batch_size=128):
         "The findings that are likelier than not, a set an image."
-        was = self.training; self.eval()
-        try: sure = torch.cat([self.logits(self.augment(p.to(self.head.weight.device))) > 0 for p in pixels.split(batch_size)]).cpu().tolist()
-        finally: self.train(was)
+        with judging(self): sure = torch.cat([self.logits(self.augment(p.to(self.head.weight.device))) > 0 for p in pixels.split(batch_size)]).cpu().tolist()
         return [{f for f, yes in zip(self.names, row) if yes} for row in sure]
+
+
+def alike(step, lengths, batch_size, seed, among=8):
+    "Rows of a step, all of about one length: `among` batches together are cut by length and come in random order. No image comes more often."
+    first, rng = step // among * among, np.random.default_rng([seed, step // among])
+    rows = np.concatenate([rows_of_step(first + k, len(lengths), batch_size, seed) for k in range(among)])
+    rows = rows[np.argsort(lengths[rows], kind="stable")]
+    return rows[rng.permutation(among)[step % among] * batch_size:][:batch_size]
 
 
 def baselines(train, test):
@@ -109,7 +124,7 @@ def present_f1(model, cache, limit=None, strategy=None, batch_size=128):
     return score_captions(texts, records)
 
 
-def measure(
+def train_and_score(
     train: int = 2000,          # captioned images a modality
     test: int = 500,            # held-out images a modality
     steps: int = 3000,
@@ -120,6 +135,7 @@ def measure(
     labels: int = 0,            # steps before those, in which the encoder learns which findings the training captions state
     least: int = 20,            # captions that state a finding, for it to be learned
     joint: bool = True,         # the captions teach the encoder too
+    views: int = 4,             # augmented copies of an image that an encoder which stays looks at
     seed: int = 0,
     folder=None,                # pictures and checkpoints stay there; None: a temporary one
     every: int = 0,             # also score after each so many steps
@@ -136,11 +152,13 @@ def measure(
         tokenizer = train_tokenizer(captions + vocabulary_texts(), 2000, 96)
         model = Captioner(tokenizer, Settings(width=width, layers=layers, stages=list(stages), max_tokens=112), joint=joint)
         written = [model.decoder.tokenize([c])["input_ids"][0] for c in captions]
+        sizes, seen = np.array([len(w) for w in written]), []
         def batch(step):
-            at = rows_of_step(step, len(rows), batch_size, seed)
+            at = alike(step, sizes, batch_size, seed) if seen else rows_of_step(step, len(rows), batch_size, seed)
             ids = nn.utils.rnn.pad_sequence([written[i] for i in at], batch_first=True)
             lengths = torch.tensor([len(written[i]) for i in at])
-            return dict(step=step, pixels=pixels[at], tokens=dict(input_ids=ids, attention_mask=(torch.arange(ids.shape[1]) < lengths[:, None]).long()))
+            view = np.random.default_rng([seed, step, 1]).integers(views, size=len(at))
+            return dict(step=step, **(dict(grids=[g[view, at] for g in seen]) if seen else dict(pixels=pixels[at])), tokens=dict(input_ids=ids, attention_mask=(torch.arange(ids.shape[1]) < lengths[:, None]).long()))
         def look(step, m):
             if every and step % every == 0: print(step, {k: round(v, 3) for k, v in score_captions(m.caption(unseen, "greedy"), held_out).items()}, flush=True)
         out = dict(train=len(rows), test=len(held_out), steps=steps, labels=labels)
@@ -150,21 +168,30 @@ def measure(
             def named(step): return dict(step=step, pixels=pixels[at := rows_of_step(step, len(rows), batch_size, seed)], findings=findings[at])
             learned = fit(first, named, Training(steps=labels, lr=lr, log_every=50), folder / "findings", seed=seed, device=device, label="findings")
             out |= dict(findings=len(names), encoder_f1=f1([facts_only(s) for s in first.found(unseen)], [facts_only(shown(r)) for r in held_out])["f1"], findings_seconds=float(learned["seconds"].iloc[-1]))
-        curves = fit(model, batch, Training(steps=steps, lr=lr, log_every=50), folder / "training", seed=seed, device=device, label="captions", after_step=look)
+        if not joint: seen = model.views(pixels, views, seed)
+        curves = fit(model, batch, Training(steps=steps, lr=lr, log_every=50), folder / f"captions_{labels}_{'learning' if joint else 'fixed'}", seed=seed, device=device, label="captions", after_step=look)
         out["loss"] = float(curves["loss"].iloc[-1])
         for strategy in ("greedy", "beam", "nucleus"):
             texts = model.caption(unseen, strategy)
             scores = score_captions(texts, held_out)
             out |= {f"{strategy}.{k}": v for k, v in scores.items()}
             if strategy == "beam": out |= scores; kept = texts
+        draws = resample([r["modality"] for r in held_out], 1000, seed, [r["patient"] for r in held_out])
+        out["present_f1_low"], out["present_f1_high"] = interval(findings_f1(finding_counts(kept, [facts_only(shown(r)) for r in held_out]), draws))
         base = baselines(rows, held_out)
     for r, t in list(zip(held_out, kept))[::max(len(kept) // 6, 1)]: print(f"{r['modality']} {r['categories']} {r['attributes']}\n   {t}")
     return out | dict(majority_f1=base["majority"], commonest_f1=base["commonest"], constant_f1=base["constant_set"], seconds=float(curves["seconds"].iloc[-1]))
 
 
+def measure(**sizes) -> dict:
+    "Findings first, by plain names, and `alone.`; `sizes` are options of `train_and_score`."
+    first, alone = train_and_score(**dict(labels=1500) | sizes | dict(joint=False)), train_and_score(**sizes | dict(labels=0, joint=True))
+    return first | {f"alone.{k}": v for k, v in alone.items() if k not in ("train", "test", "majority_f1", "commonest_f1", "constant_f1")}
+
+
 if __name__ == "__main__":
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, default in (("train", 2000), ("test", 500), ("labels", 0), ("least", 20), ("steps", 3000), ("batch-size", 64), ("width", 128), ("layers", 2), ("seed", 0), ("every", 0), ("processes", 1)): p.add_argument(f"--{name}", type=int, default=default)
+    for name, default in (("train", 2000), ("test", 500), ("labels", 0), ("least", 20), ("views", 4), ("steps", 3000), ("batch-size", 64), ("width", 128), ("layers", 2), ("seed", 0), ("every", 0), ("processes", 1)): p.add_argument(f"--{name}", type=int, default=default)
     p.add_argument("--stages", type=int, nargs="+", default=[-3, -2, -1]); p.add_argument("--lr", type=float, default=1e-3)
     p.add_argument("--joint", action=argparse.BooleanOptionalAction, default=True); p.add_argument("--folder"); p.add_argument("--device"); p.add_argument("--json")
     p.add_argument("--model", help="score this saved model instead"); p.add_argument("--cache", help="with the pictures of this 06_images folder")
@@ -173,6 +200,6 @@ if __name__ == "__main__":
         from keepfit_nb.images import ImageCache
         from keepfit_nb.pretraining import KeepFIT
         values = present_f1(KeepFIT.from_pretrained(model), ImageCache(cache))
-    else: values = measure(**a)
+    else: values = train_and_score(**a)
     for k, v in values.items(): print(f"{k}: {v}")
     if file: Path(file).write_text(json.dumps(values, indent=1))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from .encoders import ImageEncoder, to_grid
+from .encoders import ImageEncoder, judging, to_grid
 from .profiles import nearest
 
 # %% ../nbs/12.1_decoder.ipynb #9cd66a20
@@ -45,9 +45,7 @@ def stage_grids(
 @torch.no_grad()
 def stage_dims(encoder: ImageEncoder, stages: Sequence[int], size: int = 64) -> list[int]:
     "Channels of each of these grids, found by looking once at a blank image of `size` pixels."
-    was = encoder.training; encoder.eval()
-    try: return [g.shape[-1] for g in stage_grids(encoder, torch.zeros(1, 3, size, size, device=encoder.mean.device), stages)[1]]
-    finally: encoder.train(was)
+    with judging(encoder): return [g.shape[-1] for g in stage_grids(encoder, torch.zeros(1, 3, size, size, device=encoder.mean.device), stages)[1]]
 
 # %% ../nbs/12.1_decoder.ipynb #c0a10fd7
 def place_codes(
@@ -154,23 +152,27 @@ def _warn_unknown(self, ids: list[Tensor]) -> None:
 CaptionDecoder.tokenize, CaptionDecoder._warn_unknown = tokenize, _warn_unknown
 
 # %% ../nbs/12.1_decoder.ipynb #f2aeb165
+def _states(self, grids, ids: Tensor) -> Tensor:
+    "What the decoder knows after each word, before it chooses the next: (B, T, width)."
+    ids = ids.to(self.device)                                  # padding stands to the right: a causal model never sees it
+    return self.lm.transformer(input_ids=ids, attention_mask=torch.ones_like(ids), encoder_hidden_states=self.patches(grids), use_cache=False).last_hidden_state
+
 def logits(self, grids, ids: Tensor) -> Tensor:
     "Scores of the word after each word: ids (B, T) → (B, T, V)."
-    ids = ids.to(self.device)                                  # padding stands to the right: a causal model never sees it
-    return self.lm(input_ids=ids, attention_mask=torch.ones_like(ids), encoder_hidden_states=self.patches(grids), use_cache=False).logits
+    return self.lm.lm_head(self._states(grids, ids))
 
 def loss(self,
     grids: Tensor | Sequence[Tensor],    # of `stage_grids`
     tokens: dict[str, Tensor],           # of `tokenize`
 ) -> Tensor:                             # scalar: mean surprise of a word, in nats
-    "Teacher forcing: at each place the true words so far are given, the next is asked for. Padding is no word."
-    ids, mask = (tokens[k].to(self.device) for k in ("input_ids", "attention_mask"))
-    targets = ids[:, 1:].masked_fill(mask[:, 1:] == 0, -100)
-    scores = self.logits(grids, ids)[:, :-1]
+    "Teacher forcing: at each place the true words so far are given, the next is asked for. Padding is no word, and is given no scores."
+    ids, words = tokens["input_ids"].to(self.device), tokens["attention_mask"][:, 1:].flatten().nonzero()[:, 0].to(self.device)
+    states = self._states(grids, ids)[:, :-1].flatten(0, 1)[words]
+    scores = self.lm.lm_head(states)
     wide = scores.to(torch.promote_types(scores.dtype, torch.float32))           # half precision is too coarse for a logarithm
-    return F.cross_entropy(wide.flatten(0, 1), targets.flatten(), ignore_index=-100)
+    return F.cross_entropy(wide, ids[:, 1:].flatten()[words])
 
-CaptionDecoder.logits, CaptionDecoder.loss = logits, loss
+CaptionDecoder._states, CaptionDecoder.logits, CaptionDecoder.loss = _states, logits, loss
 
 # %% ../nbs/12.1_decoder.ipynb #42c6662a
 _GLUED = r"[a-z0-9\u00c0-\u024f]"
@@ -215,17 +217,15 @@ def generate_ids(self,
     seed: int = 0,                   # of nucleus sampling
 ) -> Tensor:                         # (B, T), padded after the end sign
     "Write token by token with transformers' generation. ValueError: unknown strategy, or patches that are no numbers."
-    how, was = self._how(strategy, beams, top_p), self.training; self.eval()
-    try:
-        with torch.inference_mode(), _own_dice(seed):
-            patches = self.patches(grids)
-            bad = (~patches.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
-            if bad: raise ValueError(f"NaN or infinite patches in images {bad[:5]}: there is nothing to describe")
-            begin = torch.full((len(patches), 1), self.config.bos_token_id, device=self.device)
-            t = self.tokenizer; never = {t.pad_token_id, t.unk_token_id, t.mask_token_id, self.config.bos_token_id} - {None, self.config.eos_token_id}
-            return self.lm.generate(begin, attention_mask=torch.ones_like(begin), encoder_hidden_states=patches, use_cache=cache, suppress_tokens=sorted(never), pad_token_id=t.pad_token_id,
-                                    max_length=min(max_tokens or self.settings.max_tokens, self.settings.max_tokens), **how)
-    finally: self.train(was)
+    how = self._how(strategy, beams, top_p)
+    with judging(self), torch.inference_mode(), _own_dice(seed):
+        patches = self.patches(grids)
+        bad = (~patches.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
+        if bad: raise ValueError(f"NaN or infinite patches in images {bad[:5]}: there is nothing to describe")
+        begin = torch.full((len(patches), 1), self.config.bos_token_id, device=self.device)
+        t = self.tokenizer; never = {t.pad_token_id, t.unk_token_id, t.mask_token_id, self.config.bos_token_id} - {None, self.config.eos_token_id}
+        return self.lm.generate(begin, attention_mask=torch.ones_like(begin), encoder_hidden_states=patches, use_cache=cache, suppress_tokens=sorted(never), pad_token_id=t.pad_token_id,
+                                max_length=min(max_tokens or self.settings.max_tokens, self.settings.max_tokens), **how)
 
 def generate(self, grids, strategy: str | None = None, **options) -> list[str]:
     "One caption an image; options are those of `generate_ids`."
@@ -237,13 +237,10 @@ CaptionDecoder.generate_ids, CaptionDecoder.generate = generate_ids, generate
 # %% ../nbs/12.1_decoder.ipynb #906eb6b0
 def likelihood(self, grids, ids: Tensor) -> Tensor:
     "Log-probability of each sequence that `generate_ids` may give, up to and with its end sign: (B,)."
-    was = self.training; self.eval()
-    try:
-        with torch.inference_mode():
-            chosen = self.logits(grids, ids)[:, :-1].float().log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
-            ended = (ids[:, 1:] == self.config.eos_token_id).cumsum(1) - (ids[:, 1:] == self.config.eos_token_id).long()
-            return (chosen * (ended == 0)).sum(1)
-    finally: self.train(was)
+    with judging(self), torch.inference_mode():
+        chosen = self.logits(grids, ids)[:, :-1].float().log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
+        ended = (ids[:, 1:] == self.config.eos_token_id).cumsum(1) - (ids[:, 1:] == self.config.eos_token_id).long()
+        return (chosen * (ended == 0)).sum(1)
 
 def look(self,
     grids,
@@ -251,16 +248,13 @@ def look(self,
 ) -> list[Tensor]:              # a map for each grid: (B, T, rows, columns); at t: where it looked when it wrote word t
     "Cross-attention, averaged over layers and heads. A word's map is that of the place before it, where it was chosen."
     grids = [grids] if isinstance(grids, Tensor) else list(grids)
-    was = self.training; self.eval()
-    try:
-        with torch.inference_mode():
-            ids = ids.to(self.device)
-            out = self.lm(input_ids=ids, attention_mask=torch.ones_like(ids), encoder_hidden_states=self.patches(grids), output_attentions=True, use_cache=False)
-            weights = torch.stack(out.cross_attentions).mean((0, 2))                                     # (B, T, N)
-            weights = torch.cat([torch.zeros_like(weights[:, :1]), weights[:, :-1]], 1)
-            shapes = [g.shape[1:3] if g.ndim == 4 else (1, g.shape[1]) for g in grids]
-            return [w.unflatten(-1, tuple(shape)) for w, shape in zip(weights.split([r * c for r, c in shapes], -1), shapes)]
-    finally: self.train(was)
+    with judging(self), torch.inference_mode():
+        ids = ids.to(self.device)
+        out = self.lm(input_ids=ids, attention_mask=torch.ones_like(ids), encoder_hidden_states=self.patches(grids), output_attentions=True, use_cache=False)
+        weights = torch.stack(out.cross_attentions).mean((0, 2))                                     # (B, T, N)
+        weights = torch.cat([torch.zeros_like(weights[:, :1]), weights[:, :-1]], 1)
+        shapes = [g.shape[1:3] if g.ndim == 4 else (1, g.shape[1]) for g in grids]
+        return [w.unflatten(-1, tuple(shape)) for w, shape in zip(weights.split([r * c for r, c in shapes], -1), shapes)]
 
 CaptionDecoder.likelihood, CaptionDecoder.look = likelihood, look
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .checkpoints import fill, unshared
+from .encoders import Settings as EncoderSettings, build_image_encoder, judging
 from .evaluation import Bench, write_results
 from .few_shot import draw_share
 from .frugal import low_rank
@@ -52,11 +53,9 @@ class Tuner(nn.Module):
 # %% ../nbs/17a_fine_tuning.ipynb #6e0180d6
 def probs(model: Tuner, cache, rows, batch_size: int = 64) -> np.ndarray:
     "(n, C) probabilities of these rows of an image cache, in evaluation mode; the mode is put back."
-    was, device, out = model.training, model.weight.device, []
-    model.eval()
-    with torch.no_grad():
+    device, out = model.weight.device, []
+    with judging(model), torch.no_grad():
         for at in range(0, len(rows), batch_size): out.append(model.logits(cache.batch(rows[at:at + batch_size]).to(device)).float().softmax(1).cpu().numpy())
-    model.train(was)
     return np.concatenate(out).astype(np.float64) if out else np.zeros((0, len(model.weight)))
 
 def surprise(p, y) -> float:
@@ -169,7 +168,6 @@ def _encoder(run, inputs: dict, cache, name: str, seed: int):
         from keepfit_nb.pretraining import KeepFIT
         if name not in run.variants: raise ValueError(nearest(name, [*run.variants, "start"], "model"))
         return KeepFIT.from_pretrained(inputs["13_pretraining"] / name / str(seed)).image_encoder
-    from keepfit_nb.encoders import Settings as EncoderSettings, build_image_encoder
     seed_everything(seed)
     return build_image_encoder(run.section("encoders", EncoderSettings), cache.size)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal, TypeVar, cast
 
 import numpy as np, torch
+from fastcore.basics import patch
 from pydantic import BaseModel, Field, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -26,20 +27,18 @@ from .batches import Batches, Mixture, caption_faults
 from .checkpoints import unshared
 from .contrastive import Temperature, clip_loss, share_targets, siglip_loss
 from .decoder import CaptionDecoder, Settings as DecoderSettings, stage_dims, stage_grids
-from .encoders import Projection, Settings as EncoderSettings, build_image_encoder, build_text_encoder
-from .encoders import hub_or_cache
+from .encoders import Projection, Settings as EncoderSettings, build_image_encoder, build_text_encoder, hub_or_cache, judging
 from .first_version import HeadAttention, drawn_targets, first_version_losses, padded_mean
 from .images import Augment, ImageCache, preprocess
-from fastcore.basics import patch
 from .injection import Injection, Settings as InjectionSettings
-from .references import refill
 from .knowledge import canonical, load_knowledge, prompts
 from .labels import begin_with, first_weights
+from .loop_parts import get_accelerator
 from .processes import gather, gather_labels
 from .profiles import DISCLAIMER, MODALITIES, check_section, expand, merged, nearest, read_json, seed_everything, stage, write_json
+from .references import refill
 from .text_pretraining import load_text_weights
 from .tokenizer import ImageTokenizer, load_tokenizer
-from .loop_parts import get_accelerator
 from .training import fit, launch
 
 # %% ../nbs/13_pretraining.ipynb #a069113c
@@ -146,9 +145,7 @@ def _token_head(self: KeepFIT, stages: dict[str, Path]) -> TokenHead:
     if not self.tokens:
         folder = _needed(stages, "11_appearance", "token_prediction: true")
         teacher = load_tokenizer(folder); self._eyes = teacher, load_counts(folder)
-        was = self.image_encoder.training; self.image_encoder.eval()
-        with torch.no_grad(): grid = stage_grids(self.image_encoder, torch.zeros(1, 3, self.size, self.size), [self.settings.token_stage])[1][0]
-        self.image_encoder.train(was)
+        with judging(self.image_encoder), torch.no_grad(): grid = stage_grids(self.image_encoder, torch.zeros(1, 3, self.size, self.size), [self.settings.token_stage])[1][0]
         self.tokens = teacher.codes, TokenHead.ratio_for(grid.shape[1], self.size // teacher.factor)
     codes, ratio = self.tokens
     return TokenHead(stage_dims(self.image_encoder, [self.settings.token_stage], self.size)[0], codes, ratio, width=PATCH_DIM)
@@ -303,10 +300,7 @@ def _evaluating(method: _Method) -> _Method:
     "Run a method in evaluation mode without gradients, and leave the model's mode as it was."
     @functools.wraps(method)
     def call(self, *args, **kwargs):
-        was = self.training; self.eval()
-        try:
-            with torch.inference_mode(): return method(self, *args, **kwargs)
-        finally: self.train(was)
+        with judging(self), torch.inference_mode(): return method(self, *args, **kwargs)
     return cast(_Method, call)
 
 @_evaluating
@@ -492,10 +486,8 @@ def refreshing(batches: Batches, settings: Settings) -> Callable[[int, nn.Module
             v, grids = net.encode_grids(pixels, [settings.token_stage] if settings.appearance else [])
             patches = dict(patches=net.name_tokens(grids[settings.token_stage], pixels)[1]) if settings.appearance else {}
             return dict(image=v, text=net.encode_text(batches.tokens([r["caption"].strip() for r in pairs])), modality=torch.tensor([MODALITIES.index(r["modality"]) for r in pairs], device=net.device), **patches)
-        was, memory = net.training, net.reference.memory
-        net.eval()
-        try: refill(memory, encode, memory.index[memory.index >= 0])
-        finally: net.train(was)
+        memory = net.reference.memory
+        with judging(net): refill(memory, encode, memory.index[memory.index >= 0])
     return renew
 
 # %% ../nbs/13_pretraining.ipynb #c16c8d28

@@ -16,7 +16,7 @@ import numpy as np, torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .encoders import ImageEncoder, to_grid
+from .encoders import ImageEncoder, judging, to_grid
 from .pretraining import as_pixels
 from .profiles import nearest, open_run
 
@@ -180,14 +180,14 @@ def _maps(model, pixels: Tensor, words: Tensor, method: str, cells: int) -> Tens
     if method == "occlusion": return occlusion(model, pixels, words, cells)
     encoder = getattr(model, "image_encoder", None)
     if not isinstance(encoder, ImageEncoder): raise ValueError(f"method {method!r} looks inside an image encoder of chapter 07, and {type(model).__name__} has none; take 'occlusion'")
-    was, saving = model.training, getattr(encoder.model, "grad_checkpointing", False)
-    model.eval(); encoder.model.set_grad_checkpointing(False) if saving else None           # recomputing would hide the maps
+    if saving := getattr(encoder.model, "grad_checkpointing", False): encoder.model.set_grad_checkpointing(False)           # recomputing would hide the maps
     x, words = encoder.normalise(pixels.to(model.device)), words.to(model.device)
     try:
-        if method == "gradcam": return gradcam(model, x, words, cells)
-        return attention(model, x, words) if method == "attention" else patch_scores(model, x, words)
+        with judging(model):
+            if method == "gradcam": return gradcam(model, x, words, cells)
+            return attention(model, x, words) if method == "attention" else patch_scores(model, x, words)
     finally:
-        model.train(was); encoder.model.set_grad_checkpointing(True) if saving else None
+        if saving: encoder.model.set_grad_checkpointing(True)
 
 # %% ../nbs/19.1_saliency.ipynb #eb80e61f
 def heats(

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from .captions import Settings as PhantomSettings
 from .decoder import stage_grids
-from .encoders import ImageEncoder, Settings as EncoderSettings, build_image_encoder
+from .encoders import ImageEncoder, Settings as EncoderSettings, build_image_encoder, judging
 from .evaluation import ResultRow, write_results
 from .images import ImageCache
 from .loop_parts import rows_of_step
@@ -110,9 +110,7 @@ def train(self: Segmenter, mode: bool = True) -> Segmenter:
 @torch.no_grad()
 def probs(self: Segmenter, images: Tensor, batch_size: int = 32) -> Tensor:
     "float32 (N, K, H, W) on the CPU."
-    was = self.training; self.eval()
-    try: return torch.cat([self.logits(b).sigmoid().float().cpu() for b in images.split(batch_size)])
-    finally: self.train(was)
+    with judging(self): return torch.cat([self.logits(b).sigmoid().float().cpu() for b in images.split(batch_size)])
 
 # %% ../nbs/17b_segmentation.ipynb #e24d112e
 def flip_together(

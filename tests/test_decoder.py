@@ -1,7 +1,7 @@
 "The caption decoder: agrees with slow references on every strategy, refuses what it cannot describe, comes back from disk whole."
 import subprocess, sys, warnings
 
-import pytest, torch
+import numpy as np, pytest, torch
 from safetensors.torch import load_file, load_model, save_file, save_model
 from transformers import PreTrainedTokenizerFast
 
@@ -40,6 +40,9 @@ def test_loss_is_the_mean_over_words_whatever_the_padding(decoder, grids):
         tokens = decoder.tokenize([t]); n = tokens["input_ids"].shape[1] - 1
         sums, words = sums + n * decoder.loss(one(grids, i), tokens), words + n
     assert abs(together - sums / words) < 1e-10
+    tokens = decoder.tokenize(TEXTS); targets = tokens["input_ids"][:, 1:].masked_fill(tokens["attention_mask"][:, 1:] == 0, -100)
+    plain = torch.nn.functional.cross_entropy(decoder.logits([g[:4] for g in grids], tokens["input_ids"])[:, :-1].flatten(0, 1), targets.flatten(), ignore_index=-100)
+    assert abs(together - plain) < 1e-10           # scores of the words alone are enough
 
 
 def test_no_word_sees_the_future(decoder, grids):
@@ -236,9 +239,10 @@ def test_needs_no_heavy_imports():
 def test_benchmark_runs_and_has_its_neighbours(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(project_root() / "benchmarks"))
     from captioning import measure
-    values = measure(train=20, test=10, steps=4, batch_size=8, labels=3, least=3, folder=tmp_path)
+    values = measure(train=20, test=10, steps=4, batch_size=8, labels=3, least=3, views=2, folder=tmp_path)
     assert 0 <= values["present_f1"] <= 1 and {"majority_f1", "constant_f1", "greedy.present_f1", "present_f1_OCT"} <= values.keys()
     assert values["findings"] > 1 and 0 <= values["encoder_f1"] <= 1
+    assert 0 <= values["alone.present_f1"] <= 1 and "alone.encoder_f1" not in values and values["alone.loss"] != values["loss"]
 
 
 def test_a_captioner_keeps_its_encoder_unless_captions_teach_it(monkeypatch):
@@ -252,5 +256,19 @@ def test_a_captioner_keeps_its_encoder_unless_captions_teach_it(monkeypatch):
         model(batch)["loss"].backward()
         assert any(p.grad is not None for p in model.encoder.parameters()) == joint and any(p.grad is not None for p in model.decoder.parameters())
         assert all(torch.equal(v, before[k]) for k, v in model.encoder.state_dict().items()) != joint      # batch statistics too
+    grids = model.views(torch.rand(5, 3, 64, 64), 3, seed=0)
+    assert [tuple(g.shape) for g in grids] == [(3, 5, 4, 4, 256), (3, 5, 2, 2, 512)] and all(not torch.equal(g[0], g[1]) for g in grids) and model.training
+    model.zero_grad(); model(dict(grids=[g[[0, 2], [1, 4]] for g in grids], tokens=model.decoder.tokenize(["drusen"] * 2)))["loss"].backward()
+    assert all(p.grad is None for p in model.encoder.parameters()) and any(p.grad is not None for p in model.decoder.parameters())
     first = Findings(model, ["disease: drusen", "drusen: few"])
     first.head.bias.data = torch.tensor([50., -50.]); assert first.found(torch.rand(3, 3, 64, 64)) == [{"disease: drusen"}] * 3 and first.training
+
+
+def test_batches_of_about_one_length_hold_each_image_as_often_as_others(monkeypatch):
+    monkeypatch.syspath_prepend(str(project_root() / "benchmarks"))
+    from captioning import alike
+    lengths = np.random.default_rng(0).integers(5, 90, 40)
+    batches = [alike(step, lengths, 5, seed=3) for step in range(16)]          # two passes over 40 images
+    assert all(sorted(np.concatenate(part)) == list(range(40)) for part in (batches[:8], batches[8:]))
+    assert max(np.ptp(lengths[b]) for b in batches) < 30 and not np.array_equal(batches[0], batches[8])
+    starts = [lengths[b].min() for b in batches[:8]]; assert starts != sorted(starts)       # not from short to long
