@@ -15,8 +15,9 @@ RESULTS = Path(__file__).parent / "results" / "study.json"
 VARIANTS = "variants={{public: {{elite: false, semantic: false}}, {}keepfit: {{elite: true, semantic: true}}, v1: {{compat: v1, elite: true, semantic: true, memory: 0}}}}"     # v1: KeepFIT V1, its defects included (chapter 12.3)
 EYES = 2026      # seed of the demonstration's eyes; settings were chosen on others
 SPARK = (VARIANTS.format("elite: {elite: true, semantic: false}, decoder: {elite: true, semantic: true, decoder: true}, "), "seeds=[0, 1]", "pretraining.labels_first=400", "pretraining.steps=400", "baselines.models=[{kind: supervised}]", "few_shot.shots=[1, 2, 4, 5, 8, 10, 16]", "few_shot.percents=[10, 50, 100]",
-         "fine_tuning={enabled: true, percents: [10, 100], training: {steps: 150}}", "segmentation.models=[start, public, keepfit]", "segmentation.n_train=48", "segmentation.n_val=16", "segmentation.n_test=40",
-         "retrieval.eyes=100")
+         "few_shot.draws=10",
+         "captions={size: 64, n_public: 1500, n_elite: 400, n_eval_train: 150, n_eval_test: 300}", "evaluation.bootstrap=1000", "linear_probe.draws=5",
+         "fine_tuning={enabled: true, percents: [10, 100], training: {steps: 150}}", "segmentation={models: [start, public, keepfit], n_train: 48, n_val: 16, n_test: 40, steps: 45, check_every: 15}", "retrieval.eyes=100")
 REAL = (VARIANTS.format(''), "fine_tuning={enabled: true, tasks: 3, ways: [full], batch_size: 16, training: {steps: 80}}", "explain.eyes=0", "retrieval.eyes=0")      # a fine-tuning of 300 steps is for a GPU
 ROWS = ("images.size=96",
         f"ablation={{rows: [{', '.join(grid())}], seeds: [0], steps: 100, processes: {os.cpu_count()}, draws: 1000}}")      # of chapter 20, on real images
