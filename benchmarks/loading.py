@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import Resize
 
-from keepfit_nb.decoding import preprocess
+from keepfit_nb.decoding import batch_of, preprocess
 from keepfit_nb.eye import sample_eye
 from keepfit_nb.fundus import render_fundus
 from keepfit_nb.images import ImageCache, JpegStore, RawStore, Settings, prefetch
@@ -48,11 +48,11 @@ def float_load(path, size=512, crop=False):
     return torch.nn.functional.pad(x, (0, size - x.shape[-1], 0, size - x.shape[-2]))
 
 
-def per_second(load, paths, rounds=3):
+def per_second(load, paths, rounds=3, collate=torch.stack):
     "Pictures a second, collated in batches; process time, best round."
     load(paths[0]); best = 0.
     for _ in range(rounds):
-        start = time.process_time(); torch.stack([load(p) for p in paths])
+        start = time.process_time(); collate([load(p) for p in paths])
         best = max(best, len(paths) / (time.process_time() - start))
     return best
 
@@ -109,8 +109,8 @@ def measure() -> dict:
         with tempfile.TemporaryDirectory() as tmp:
             tmp = Path(tmp); small, large = write_pictures(tmp, 256), write_pictures(tmp, 2000, 2)
             rate = {"baseline": per_second(float_load, small), "baseline_crop": per_second(lambda p: float_load(p, crop=True), small),
-                    "baseline_2000": per_second(float_load, large, 3), "load": per_second(lambda p: preprocess(p, 512, crop=False), small),
-                    "load_crop": per_second(lambda p: preprocess(p, 512), small), "load_2000": per_second(lambda p: preprocess(p, 512, crop=False), large, 3)}
+                    "baseline_2000": per_second(float_load, large), "load": per_second(lambda p: preprocess(p, 512, crop=False), small, collate=batch_of),
+                    "load_crop": per_second(lambda p: preprocess(p, 512), small, collate=batch_of), "load_2000": per_second(lambda p: preprocess(p, 512, crop=False), large, collate=batch_of)}
             caches = {store: cache_of(tmp / store, store, small) for store in ("raw", "jpeg")}
             rate |= {f"{store}_cache": reading(c) for store, c in caches.items()}
             wait = data_wait(caches["jpeg"])

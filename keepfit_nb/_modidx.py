@@ -534,6 +534,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'keepfit_nb.decoding': { 'keepfit_nb.decoding._from_pillow': ('06.1_decoding.html#_from_pillow', 'keepfit_nb/decoding.py'),
                                      'keepfit_nb.decoding._read_file': ('06.1_decoding.html#_read_file', 'keepfit_nb/decoding.py'),
                                      'keepfit_nb.decoding._widened': ('06.1_decoding.html#_widened', 'keepfit_nb/decoding.py'),
+                                     'keepfit_nb.decoding.batch_of': ('06.1_decoding.html#batch_of', 'keepfit_nb/decoding.py'),
                                      'keepfit_nb.decoding.decode': ('06.1_decoding.html#decode', 'keepfit_nb/decoding.py'),
                                      'keepfit_nb.decoding.eight_bit': ('06.1_decoding.html#eight_bit', 'keepfit_nb/decoding.py'),
                                      'keepfit_nb.decoding.foreground_box': ('06.1_decoding.html#foreground_box', 'keepfit_nb/decoding.py'),

@@ -27,9 +27,10 @@ from .batches import Batches, Mixture, caption_faults
 from .checkpoints import unshared
 from .contrastive import Temperature, clip_loss, share_targets, siglip_loss
 from .decoder import CaptionDecoder, Settings as DecoderSettings, stage_dims, stage_grids
+from .decoding import batch_of, preprocess
 from .encoders import Projection, Settings as EncoderSettings, build_image_encoder, build_text_encoder, hub_or_cache, judging
 from .first_version import HeadAttention, drawn_targets, first_version_losses, padded_mean
-from .images import Augment, ImageCache, preprocess
+from .images import Augment, ImageCache
 from .injection import Injection, Settings as InjectionSettings
 from .knowledge import canonical, load_knowledge, prompts
 from .labels import begin_with, first_weights
@@ -289,7 +290,7 @@ def as_pixels(
     many = isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4
     items = list(images) if many else [images]
     if not items: raise ValueError("no image was given")
-    return torch.stack([preprocess(i, size, crop) for i in items])
+    return batch_of([preprocess(i, size, crop) for i in items])
 
 # %% ../nbs/13_pretraining.ipynb #52800257
 IMAGE_FILES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")

@@ -19,7 +19,7 @@ import pandas as pd
 from pydantic import BaseModel, field_validator
 
 from .comparisons import COMPARISON_COLUMNS, compare, corrected, sign_p
-from .decoding import decode
+from .decoding import batch_of, decode
 from .evaluation import Bench, Task, write_results, write_table
 from .knowledge import KINDS, TEMPLATES, canonical, load_knowledge, prompts
 from .measures import best_thresholds, interval, macro_replicates, per_class, replicates
@@ -101,7 +101,6 @@ def zero_shot_multi(
 # %% ../nbs/15_zero_shot.ipynb #a7f63f29
 def _batches(model, files: list, size: int, threads: int):
     "Decoded pictures in batches, read ahead by threads; with the position of each, and what could not be read."
-    import torch
     from concurrent.futures import ThreadPoolExecutor
     def read(f):
         try: return model.preprocess(f)
@@ -113,7 +112,7 @@ def _batches(model, files: list, size: int, threads: int):
             done = [f.result() for f in ahead.pop(0)]
             if k + 2 < len(parts): ahead.append([pool.submit(read, files[i]) for i in parts[k + 2]])
             good = [j for j, x in enumerate(done) if not isinstance(x, str)]
-            yield [at[j] for j in good], torch.stack([done[j] for j in good]) if good else None, {at[j]: x for j, x in enumerate(done) if j not in set(good)}
+            yield [at[j] for j in good], batch_of([done[j] for j in good]) if good else None, {at[j]: x for j, x in enumerate(done) if j not in set(good)}
 
 def image_files(images) -> list:
     "A folder's pictures, sorted; or the list that was given. FileNotFoundError for a folder without any."

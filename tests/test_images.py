@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from keepfit_nb import images as M
+from keepfit_nb.decoding import batch_of
 from keepfit_nb.profiles import real_folder
 
 
@@ -188,6 +189,29 @@ def test_resize_averages():
     a = np.zeros((512, 512, 3), np.uint8); a[:, ::2] = 200                       # a comb finer than the target
     out = M.resize_pad(a, 64).astype(int)
     assert abs(out[8:-8, 8:-8] - 100).max() <= 3
+
+
+def test_a_batch_is_the_pictures_in_their_own_order_of_memory(tmp_path):
+    files = [save(disc(seed=i), tmp_path / f"{i}.png") for i in range(3)]
+    pictures = [M.preprocess(f, 40) for f in files]
+    batch = batch_of(pictures)
+    assert torch.equal(batch, torch.stack(pictures)) and batch.is_contiguous(memory_format=torch.channels_last)
+    plain = batch_of([p.contiguous() for p in pictures])
+    assert torch.equal(plain, batch) and plain.is_contiguous()
+    assert torch.equal(batch_of([pictures[0], pictures[1].contiguous()]), batch[:2])       # mixed
+    with pytest.raises(ValueError, match="no picture"): batch_of([])
+
+
+@pytest.mark.parametrize("shape", [(50, 50), (37, 90), (200, 64), (1, 9)])
+def test_resizing_does_not_depend_on_the_order_of_memory(shape):
+    a = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    wide = np.zeros((*shape, 5), np.uint8); wide[..., :3] = a
+    turned = np.asfortranarray(a); still = a.copy(); still.setflags(write=False)
+    want = M.resize_pad(a, 48)
+    for other in (wide[..., :3], turned, still): assert np.array_equal(M.resize_pad(other, 48), want)
+    plain = torch.nn.functional.interpolate(torch.from_numpy(a).permute(2, 0, 1)[None].contiguous(), [max(1, round(n * 48 / max(shape))) for n in shape], mode="bilinear", antialias=True)[0]
+    h, w = plain.shape[1:]; top, left = (48 - h) // 2, (48 - w) // 2
+    assert np.array_equal(want[top:top + h, left:left + w], plain.permute(1, 2, 0).numpy())
 
 
 # ---- cache ------------------------------------------------------------------------------------------------------------
