@@ -28,10 +28,10 @@ real: install  ## the same chain on real images: $$KEEPFIT_REAL, or the sources 
 	$(BIN)/keepfit-nb run --profile real --run-dir runs/real
 
 test: install  ## every test a change must pass (≤ 25 minutes on 2 cores)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu" --durations=15
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu" --durations=15
 
 test-slow: install  ## the heavy tests: all chapters as one chain, killed processes, the wheel elsewhere, the docs
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow and not gpu" --durations=15
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "slow and not gpu" --durations=15
 
 study: install  ## measurements that need more time than a demo; resumable; into benchmarks/results/study.json
 	$(BIN)/python benchmarks/study.py
