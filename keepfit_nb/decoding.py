@@ -163,7 +163,7 @@ def resize_pad(
     scale = size / max(h, w)
     height, width = max(1, round(h * scale)), max(1, round(w * scale))
     if (height, width) != (h, w):
-        pixels = torch.from_numpy(np.require(img, requirements="CW")).view(1, h, w, 3).permute(0, 3, 1, 2)     # channels last: the fast path
+        pixels = torch.from_numpy(np.require(img, requirements=["C", "W"])).view(1, h, w, 3).permute(0, 3, 1, 2)     # channels last: the fast path
         img = F.interpolate(pixels, (height, width), mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
     if height == width: return np.array(img)
     out = np.zeros((size, size, 3), np.uint8)

@@ -160,7 +160,8 @@ def test_killed_kernel_fails_and_resumes(tmp_path, cli):
 @pytest.mark.parametrize("sign, code", [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -9)])
 def test_interrupted_runner_resumes(sign, code, tmp_path, cli):
     import psutil
-    process = start(tmp_path / "run"); kernel = kernel_of(process); time.sleep(1.5); process.send_signal(sign)
+    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)       # a shell that starts the tests in the background has it ignored
+    process = start(tmp_path / "run", preexec_fn=heard); kernel = kernel_of(process); time.sleep(1.5); process.send_signal(sign)
     out, err = process.communicate(timeout=300)
     assert process.returncode == code, out + err
     _, alive = psutil.wait_procs([kernel], timeout=60); assert not alive, "the kernel outlived its runner"
