@@ -37,19 +37,19 @@ def paint(train, test, size, seed, folder, processes=1):
 
 
 class Captioner(nn.Module):
-    "Encoder and decoder; with `joint` the caption loss teaches both. A batch holds pixels, or the grids of an encoder that stays."
-    def __init__(self, tokenizer, settings, name="resnet10t", joint=True):
+    "Encoder and decoder. The caption loss of pixels teaches both, that of grids (`views`) the decoder alone."
+    def __init__(self, tokenizer, settings, name="resnet10t"):
         super().__init__()
-        self.joint = joint
         self.encoder = ImageEncoder(timm_model(name))
         self.decoder = CaptionDecoder(tokenizer, stage_dims(self.encoder, settings.stages), settings)
         self.augment, self.stages = Augment(flip=0.), settings.stages      # a mirrored right eye is a left eye
 
     def grids(self, pixels): return stage_grids(self.encoder, self.encoder.normalise(pixels), self.stages)[1]
     def forward(self, batch):
-        if "grids" in batch: return dict(loss=self.decoder.loss([g.to(self.decoder.device).float() for g in batch["grids"]], batch["tokens"]))
-        self.augment.generator.manual_seed(batch["step"]); self.encoder.train(self.joint)
-        with torch.set_grad_enabled(self.joint): grids = self.grids(self.augment(batch["pixels"].to(self.decoder.device)))
+        if "grids" in batch: grids = [g.to(self.decoder.device).float() for g in batch["grids"]]
+        else:
+            self.augment.generator.manual_seed(batch["step"])
+            grids = self.grids(self.augment(batch["pixels"].to(self.decoder.device)))
         return dict(loss=self.decoder.loss(grids, batch["tokens"]))
 
     @torch.inference_mode()
@@ -150,15 +150,17 @@ def train_and_score(
         (pixels, rows), (unseen, held_out) = sets["elite"], sets["evaluation"]
         captions = [r["caption"] for r in rows]
         tokenizer = train_tokenizer(captions + vocabulary_texts(), 2000, 96)
-        model = Captioner(tokenizer, Settings(width=width, layers=layers, stages=list(stages), max_tokens=112), joint=joint)
+        model = Captioner(tokenizer, Settings(width=width, layers=layers, stages=list(stages), max_tokens=112))
         written = [model.decoder.tokenize([c])["input_ids"][0] for c in captions]
-        sizes, seen = np.array([len(w) for w in written]), []
+        sizes = np.array([len(w) for w in written])
         def batch(step):
-            at = alike(step, sizes, batch_size, seed) if seen else rows_of_step(step, len(rows), batch_size, seed)
+            if joint: at = rows_of_step(step, len(rows), batch_size, seed); looked_at = dict(pixels=pixels[at])
+            else:
+                at = alike(step, sizes, batch_size, seed); view = np.random.default_rng([seed, step, 1]).integers(views, size=batch_size)
+                looked_at = dict(grids=[g[view, at] for g in seen])
             ids = nn.utils.rnn.pad_sequence([written[i] for i in at], batch_first=True)
-            lengths = torch.tensor([len(written[i]) for i in at])
-            view = np.random.default_rng([seed, step, 1]).integers(views, size=len(at))
-            return dict(step=step, **(dict(grids=[g[view, at] for g in seen]) if seen else dict(pixels=pixels[at])), tokens=dict(input_ids=ids, attention_mask=(torch.arange(ids.shape[1]) < lengths[:, None]).long()))
+            lengths = torch.from_numpy(sizes[at])
+            return dict(step=step, **looked_at, tokens=dict(input_ids=ids, attention_mask=(torch.arange(ids.shape[1]) < lengths[:, None]).long()))
         def look(step, m):
             if every and step % every == 0: print(step, {k: round(v, 3) for k, v in score_captions(m.caption(unseen, "greedy"), held_out).items()}, flush=True)
         out = dict(train=len(rows), test=len(held_out), steps=steps, labels=labels)

@@ -250,10 +250,10 @@ def test_a_captioner_keeps_its_encoder_unless_captions_teach_it(monkeypatch):
     from captioning import Captioner, Findings
     settings = Settings(width=16, layers=1, heads=2, max_tokens=16, stages=[-2, -1])
     for joint in (False, True):
-        model = Captioner(train_tokenizer(["drusen above the fovea"] * 3, 90, 16), settings, joint=joint).train()
-        before = {k: v.clone() for k, v in model.encoder.state_dict().items()}
-        batch = dict(step=0, pixels=torch.rand(4, 3, 64, 64), tokens=model.decoder.tokenize(["drusen"] * 4))
-        model(batch)["loss"].backward()
+        model = Captioner(train_tokenizer(["drusen above the fovea"] * 3, 90, 16), settings).train()
+        before, pixels = {k: v.clone() for k, v in model.encoder.state_dict().items()}, torch.rand(4, 3, 64, 64)
+        looked_at = dict(pixels=pixels) if joint else dict(grids=[g[0] for g in model.views(pixels, 1, seed=0)])
+        model(dict(step=0, **looked_at, tokens=model.decoder.tokenize(["drusen"] * 4)))["loss"].backward()
         assert any(p.grad is not None for p in model.encoder.parameters()) == joint and any(p.grad is not None for p in model.decoder.parameters())
         assert all(torch.equal(v, before[k]) for k, v in model.encoder.state_dict().items()) != joint      # batch statistics too
     grids = model.views(torch.rand(5, 3, 64, 64), 3, seed=0)
