@@ -23,7 +23,7 @@ from .encoders import Settings as EncoderSettings
 from .evaluation import Settings as EvaluationSettings, Task, resample, select, tasks_for
 from .images import ImageCache
 from .knowledge import canonical
-from .pretraining import BEGIN_WITH, Settings as PretrainingSettings, train_member, variant_settings
+from .pretraining import BEGIN_WITH, beginnings, Settings as PretrainingSettings, train_member, variant_settings
 from .profiles import MODALITIES, browse, complaint, in_words, nearest, nested, read_json, someone_is_here, stage, write_json
 from .zero_shot import logit_scale, prototypes, sentence_vectors, task_sentences, zero_shot
 
@@ -434,12 +434,23 @@ def _bundle(run, folder: Path, inputs: dict[str, Path]) -> Path:
              stages={n: inputs[n] for n in BEGIN_WITH if n in inputs})
     return folder
 
-@stage("20_ablation", needs=["06_images", "07_encoders"], settings=Settings, extra=lambda run, s: json.dumps(
-    [run.section("encoders", EncoderSettings).model_dump(mode="json"), run.section("pretraining", PretrainingSettings).model_dump(mode="json")]))
+def _recipe(run, settings: Settings) -> str:
+    "What every cell depends on besides its row and seed."
+    return json.dumps([run.section("pretraining", PretrainingSettings).model_dump(mode="json"), *beginnings(run)])
+
+def _begins(rows: Sequence[str]) -> list[str]: return [n for n, part in BEGIN_WITH.items() if any(grid()[r].get(part) for r in rows)]
+
+def _members(run, settings: Settings) -> dict[str, str]:
+    "Cells stay, finished or begun, when rows or seeds are added; the bundle, as long as it holds what they begin with."
+    recipe, at = _recipe(run, settings), [(r, run.seed + s) for r in settings.rows for s in settings.seeds]
+    cells = {path: json.dumps([recipe, settings.steps, grid()[r]]) for r, s in at for path in (f"cells/{r}.{s}.json", f"cells/models/{r}/{s}")}
+    return {"bundle": json.dumps([recipe, _begins(settings.rows)]), **cells}
+
+@stage("20_ablation", needs=["06_images", "07_encoders"], settings=Settings, extra=_recipe, members=_members)
 def build(run, folder: Path, settings: Settings, inputs: dict[str, Path]) -> dict:
     "Leave bundle/, cells/<row>.<seed>.json, scores.csv and gains.csv."
     trained = run.section("pretraining", PretrainingSettings).model_copy(update=dict(steps=settings.steps))
-    inputs = inputs | {n: run.need(n) for n, part in BEGIN_WITH.items() if any(grid()[r].get(part) for r in settings.rows)}
+    inputs = inputs | {n: run.need(n) for n in _begins(settings.rows)}
     parcel, seeds = _bundle(run, folder / "bundle", inputs), [run.seed + s for s in settings.seeds]
     left = run_grid(parcel, folder / "cells", [(r, grid()[r], s) for s in seeds for r in settings.rows], trained, settings.processes, run.device.type)
     if left: raise RuntimeError(f"{len(left)} cells of the study are not done ({', '.join(left[:3])}); see the lines above, then run the stage again")

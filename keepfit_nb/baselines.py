@@ -89,12 +89,17 @@ def _state(run, settings: Settings) -> str:
     recipe = run.profile.sections.get("pretraining", {}) if any(m.kind == "supervised" for m in settings.models) else {}
     return json.dumps([[(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files], sorted(run.variants), run.seeds, recipe], default=str)
 
+def _trained(run, settings: Settings) -> dict[str, str]:
+    "What is trained here stands by itself: another model, seed or variant leaves it as it is."
+    recipe = [run.section("pretraining", PretrainingSettings).model_dump(mode="json"), run.section("encoders", EncoderSettings).model_dump(mode="json"), run.device.type]
+    return {f"{m.name}/{seed}": json.dumps([*recipe, m.model_dump(mode="json")]) for m, seed in _members(settings, run.seeds) if m.kind == "supervised"}
+
 def _make(run, spec: Spec, seed: int, folder: Path, size: int) -> Baseline:
     place = Place(run.section("encoders", EncoderSettings), size, seed, Path(folder) / spec.name / str(seed))
     return Baseline(KINDS[spec.kind].make(spec, place), spec.name, seed, run.device)
 
 # %% ../nbs/13a_baselines.ipynb #f80f4fd0
-@stage("13a_baselines", needs=["06_images", "07_encoders"], settings=Settings, extra=_state)
+@stage("13a_baselines", needs=["06_images", "07_encoders"], settings=Settings, extra=_state, members=_trained)
 def build(run, folder: Path, settings: Settings, inputs: dict[str, Path]) -> dict:
     "Leave models.json, and <name>/<seed>/ of what was trained here."
     taken = sorted({m.name for m in settings.models} & set(run.variants))

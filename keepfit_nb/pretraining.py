@@ -7,7 +7,7 @@ __all__ = ['CELLS', 'PATCH_DIM', 'IMAGE_FILES', 'BEGIN_WITH', 'Parts', 'Settings
            'contrast', 'name_tokens', 'refer', 'first_version', 'losses', 'forward', 'sentences_for', 'as_pixels',
            'embed_images', 'embed_text', 'classify', 'caption', 'save_pretrained', 'model_card', 'push_to_hub',
            'find_pretrained', 'from_pretrained', 'start_model', 'refreshing', 'train_member', 'train_anywhere', 'main',
-           'build']
+           'beginnings', 'build']
 
 # %% ../nbs/13_pretraining.ipynb #5704bef1
 import argparse, functools, json, os, re, shutil, tempfile
@@ -545,12 +545,21 @@ def main(words: list[str] | None = None) -> None:
 # %% ../nbs/13_pretraining.ipynb #54e8ea73
 BEGIN_WITH = {"09_text_pretraining": "text_pretraining", "11_appearance": "token_prediction"}      # stage → the switch that needs it
 
+def beginnings(run) -> list:
+    "What a training depends on besides its own section: the encoders, and the stages that a variant can begin with."
+    return [run.section("encoders", EncoderSettings).model_dump(mode="json"), [run.profile.sections.get(s.partition("_")[2]) for s in BEGIN_WITH]]
+
 def _plan(run, settings) -> str:
     "Variants and seeds are no part of the section: they belong to the fingerprint too."
-    return json.dumps([run.variants, run.default_variant, run.seeds, run.profile.device if run.profile.device != "auto" else run.device.type,
-                       run.section("encoders", EncoderSettings).model_dump(mode="json"), [run.profile.sections.get(s.partition("_")[2]) for s in BEGIN_WITH]])
+    return json.dumps([run.variants, run.default_variant, run.seeds, run.profile.device if run.profile.device != "auto" else run.device.type, *beginnings(run)])
 
-@stage("13_pretraining", needs=["06_images", "07_encoders"], settings=Settings, extra=_plan)
+def _members(run, settings: Settings) -> dict[str, str]:
+    "Every model stands by itself, and so do the weights that they begin with: another seed or variant leaves them as they are."
+    shared = [settings.model_dump(mode="json"), run.device.type, *beginnings(run)]
+    models = {f"{v}/{seed}": json.dumps([*shared, switches]) for v, switches in run.variants.items() for seed in run.seeds}
+    return {"labels_first": json.dumps(shared), **models}
+
+@stage("13_pretraining", needs=["06_images", "07_encoders"], settings=Settings, extra=_plan, members=_members)
 def build(run, folder: Path, settings: Settings, inputs: dict[str, Path]) -> dict:
     "Leave <variant>/<seed>/ with a saved model each, and default.json."
     cache, metrics = ImageCache(inputs["06_images"]), {}

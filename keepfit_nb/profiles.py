@@ -225,6 +225,7 @@ class Stage:
     needs: tuple[str, ...] = ()
     settings: type[BaseModel] | None = None
     extra: Callable | None = None
+    members: Callable | None = None
 
 _STAGES: dict[str, Stage] = {}
 
@@ -233,13 +234,14 @@ def stage(
     needs: Iterable[str] = (),                  # stages whose artefacts it reads
     settings: type[BaseModel] | None = None,    # its section's class
     extra: Callable | None = None,              # (run, settings) → str, more text for the fingerprint (the state of a user's files, say)
+    members: Callable | None = None,            # (run, settings) → {path in its folder: str}, parts that stand by themselves and what else each depends on
 ):
     "Register `build(run, folder, settings, inputs) -> metrics` as a stage. In a notebook, your edited version wins over the module's."
     def register(build: Callable) -> Callable:
         old = _STAGES.get(name)
         ours = build.__module__.startswith("keepfit_nb.")
         if old is None or not ours or old.build.__module__.startswith("keepfit_nb."):
-            _STAGES[name] = Stage(name, build, tuple(needs), settings, extra)
+            _STAGES[name] = Stage(name, build, tuple(needs), settings, extra, members)
         return build
     return register
 
@@ -362,12 +364,23 @@ def settings_of(self: Run, st: Stage):
 def fingerprint(self: Run, name: str) -> str:
     "What the artefact of stage `name` depends on, as 16 hexadecimal digits."
     st = find_stage(name)
-    if st.name in self._fresh: return self._fresh[st.name]
-    settings, local = self.settings_of(st), not st.build.__module__.startswith("keepfit_nb.")
-    parts = [st.name, settings.model_dump_json() if settings else "", self.seed, st.extra(self, settings) if st.extra else "",
-             source_fingerprint(module_of(st.name), _shell_cells() if local else ()), [self.fingerprint(n) for n in st.needs]]
-    self._fresh[st.name] = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+    if st.name not in self._fresh:
+        settings = self.settings_of(st)
+        self._fresh[st.name] = _digest([settings.model_dump_json() if settings else "", st.extra(self, settings) if st.extra else "", *_roots(self, st)])
     return self._fresh[st.name]
+
+def _digest(parts: list) -> str: return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+def _roots(run: Run, st: Stage) -> list:
+    "What everything in a stage's folder depends on: seed, source, inputs."
+    local = not st.build.__module__.startswith("keepfit_nb.")
+    return [st.name, run.seed, source_fingerprint(module_of(st.name), _shell_cells() if local else ()), [run.fingerprint(n) for n in st.needs]]
+
+def _members(run: Run, st: Stage) -> dict[str, str]:
+    "The parts of a stage that stand by themselves: path in its folder → fingerprint of its own."
+    told = st.members(run, run.settings_of(st)) if st.members else {}
+    roots = _roots(run, st) if told else []
+    return {path: _digest([text, *roots]) for path, text in told.items()}
 
 # %% ../nbs/00_profiles.ipynb #7c7c56eb
 @patch
@@ -382,30 +395,39 @@ def need(
     fp = self.fingerprint(st.name)
     old = read_json(folder / "manifest.json", {})
     if old.get("status") == "ok" and old.get("fingerprint") == fp: return folder
-    _make_room(folder, old, fp)
+    members = _members(self, st)
+    _make_room(folder, old, fp, members)
     print(f"building {st.name} …", flush=True)
-    return _build(self, st, folder, inputs, fp)
+    return _build(self, st, folder, inputs, fp, members)
 
 # %% ../nbs/00_profiles.ipynb #5ae76e3d
 _KEPT = {"out.ipynb", "log.txt"}      # the chapter's own notebook and log, written by the runner
 
-def _make_room(folder: Path, old: dict, fp: str) -> None:
-    "Clear a stage folder of work with another fingerprint; refuse to touch a folder that is not ours."
+def _clear(folder: Path, kept: set[Path]) -> None:
+    "Empty a folder but for `kept`, and what is in those."
+    for p in folder.iterdir():
+        if p in kept: continue
+        if p.is_symlink() or not p.is_dir(): p.unlink()
+        elif any(p in k.parents for k in kept): _clear(p, kept)
+        else: shutil.rmtree(p)
+
+def _make_room(folder: Path, old: dict, fp: str, members: dict[str, str]) -> None:
+    "Clear a stage folder of work with another fingerprint, members with the right one excepted; refuse to touch a folder that is not ours."
     strange = [p.name for p in folder.iterdir() if p.name not in _KEPT | {"metrics.json"}] if folder.exists() else []
     if strange and not old: raise FileExistsError(
         f"{folder} holds files ({', '.join(sorted(strange)[:3])}) but no manifest of ours; move them or choose another run_dir")
     if old and old.get("fingerprint") != fp:
-        for p in folder.iterdir():
-            if p.name not in _KEPT: shutil.rmtree(p) if p.is_dir() and not p.is_symlink() else p.unlink()
+        good = [path for path, mark in members.items() if old.get("members", {}).get(path) == mark]
+        _clear(folder, {folder / path for path in [*_KEPT, *good]})
     folder.mkdir(parents=True, exist_ok=True)
 
 # %% ../nbs/00_profiles.ipynb #c992ce1e
-def _build(run: Run, st: Stage, folder: Path, inputs: dict[str, Path], fp: str) -> Path:
+def _build(run: Run, st: Stage, folder: Path, inputs: dict[str, Path], fp: str, members: dict[str, str]) -> Path:
     "Run a stage's function and write its manifest; a failure is written there too, then raised."
     settings, start = run.settings_of(st), time.perf_counter()
     manifest = dict(stage=st.name, status="running", fingerprint=fp, started=_now(), seed=run.seed, profile=run.profile.name,
                     settings=settings.model_dump(mode="json") if settings else {}, versions=versions(),
-                    inputs={n: run.fingerprint(n) for n in st.needs})
+                    inputs={n: run.fingerprint(n) for n in st.needs}, **(dict(members=members) if members else {}))
     write_json(folder / "manifest.json", manifest)
     try: metrics = st.build(run, folder, settings, inputs) or {}
     except BaseException as err:

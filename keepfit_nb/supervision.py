@@ -187,7 +187,7 @@ class Clock:
         if not past and not self.known: return None
         f = sum(done.values()) / past if past else 1.
         to_come = sum(f * c for n, c in self.expected.items() if n not in done and n not in running)
-        return (to_come + sum(max(0., f * self.expected.get(n, 0.) - t) for n, t in running.items())) / self.jobs
+        return (to_come + sum(abs(f * self.expected.get(n, 0.) - t) for n, t in running.items())) / self.jobs      # late by x: as much again
 
 # %% ../nbs/22.3_supervision.ipynb #14ddf11b
 class Progress:

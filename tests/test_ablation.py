@@ -1,5 +1,6 @@
 "The study: grid, bundle, cells that survive, intervals."
 import json
+from types import SimpleNamespace
 
 import numpy as np, pytest
 
@@ -7,6 +8,7 @@ from keepfit_nb import ablation
 from keepfit_nb.ablation import (Bundle, Study, contrasts, devices_for, gain, gains, grid, pack, questions, run_cell, run_grid, scores, seeds_of, spelled, student,
                                  study_settings, unpack, unspelled)
 from keepfit_nb.pretraining import variant_settings
+from keepfit_nb.profiles import check_section
 from test_pretraining import TOY, cache, place, settings                                  # noqa: F401  (fixtures)
 
 
@@ -26,6 +28,19 @@ def test_seeds(text, out): assert seeds_of(text) == out
 @pytest.mark.parametrize("text", ["", "a", "1-b", "-3"])
 def test_wrong_seeds(text):
     with pytest.raises(ValueError, match="write 0-4"): seeds_of(text)
+
+
+def test_more_rows_and_seeds_leave_the_cells_that_are_there():
+    def marks(rows=("public", "elite"), seeds=(0,), steps=12, **sections):
+        run = SimpleNamespace(seed=3, profile=SimpleNamespace(sections=sections), section=lambda name, cls: check_section(sections.get(name, {}), cls, name))
+        return ablation._members(run, ablation.Settings(rows=list(rows), seeds=list(seeds), steps=steps))
+    plain = marks()
+    assert set(plain) == {"bundle", *(f"cells/{x}" for x in ("public.3.json", "elite.3.json", "models/public/3", "models/elite/3"))}
+    assert plain.items() < marks(("public", "elite", "elite+semantic"), (0, 1)).items()
+    more = marks(("public", "elite", "elite+text"))                            # a row that begins with stage 09: another bundle, the same cells
+    assert more["bundle"] != plain["bundle"] and {k: v for k, v in plain.items() if k != "bundle"}.items() < more.items()
+    assert marks(text_pretraining={"steps": 5}).keys() == plain.keys() and not marks(text_pretraining={"steps": 5}).items() & plain.items()
+    longer = marks(steps=13); assert longer["bundle"] == plain["bundle"] and longer["cells/elite.3.json"] != plain["cells/elite.3.json"]
 
 
 def test_answers_are_spelled():

@@ -466,6 +466,15 @@ def test_the_fingerprint_knows_files_variants_and_recipe(tmp_path):
     assert state(no_training) == second
 
 
+def test_another_baseline_leaves_the_trained_one():
+    marks = lambda run: bl._trained(run, run.section("baselines", bl.Settings))
+    plain = marks(run_of([dict(kind="supervised")])); assert list(plain) == ["supervised/0"]
+    assert plain.items() < marks(run_of([dict(kind="random"), dict(kind="supervised")], ("keepfit", "v1"), (0, 1))).items()
+    assert marks(run_of([dict(kind="supervised", path="start")]))["supervised/0"] != plain["supervised/0"]
+    changed = run_of([dict(kind="supervised")]); changed.profile.sections["pretraining"]["steps"] = 3
+    assert marks(changed)["supervised/0"] != plain["supervised/0"]
+
+
 def test_own_classes_on_a_bench(tmp_path):
     bench = make_bench(tmp_path / "14", models=(("keepfit", 0), ("supervised", 0))); folder = tmp_path / "13a" / "supervised" / "0"; folder.mkdir(parents=True)
     weight = torch.zeros(3, 8); weight[[0, 1, 2], [0, 1, 2]] = 5.

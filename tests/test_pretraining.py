@@ -1,6 +1,7 @@
 "KeepFIT: batches, losses, saving and loading, asking, the stage; killed and resumed."
 import json, os, shutil, signal, subprocess, sys, time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np, pytest, torch
 from PIL import Image
@@ -11,8 +12,8 @@ from keepfit_nb.encoders import Settings as EncoderSettings, make_tokenizer, tex
 from keepfit_nb.images import ImageCache
 from keepfit_nb.batches import Batches, Rows, caption_faults, some_sentences, stream_rows
 from keepfit_nb.labels import first_weights, train_supervised
-from keepfit_nb.pretraining import KeepFIT, Settings, as_pixels, find_pretrained, joint_targets, sentences_for, start_model, train_member, variant_settings
-from keepfit_nb.profiles import write_json
+from keepfit_nb.pretraining import KeepFIT, Settings, _members, as_pixels, find_pretrained, joint_targets, sentences_for, start_model, train_member, variant_settings
+from keepfit_nb.profiles import check_section, write_json
 
 TOY = EncoderSettings(image_model="test_resnet", text_width=32, text_layers=1, text_heads=2, vocab_size=200, projection=16)
 CLASSES = {"CFP": ["normal", "glaucoma"], "FFA": ["normal", "central serous chorioretinopathy"], "OCT": ["normal", "macular hole"]}
@@ -329,6 +330,24 @@ def test_stage_killed_and_resumed(tmp_path):
         a, b = (load_file(tmp_path / f / "13_pretraining" / variant / "0" / "model.safetensors") for f in ("whole", "cut"))
         assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
     assert KeepFIT.from_pretrained(tmp_path / "cut").about["variant"] == "keepfit"
+    assert run_stage(tmp_path / "cut", SMALL | {"seeds": [0, 1]}).wait(600) == 0            # one seed more: two trainings, not four
+    assert first.stat().st_mtime_ns == stamp and (folder / "keepfit" / "1" / "config.json").exists()
+
+
+def test_what_a_model_depends_on():
+    "Another seed or variant leaves a member's mark as it is; its own switches, the section, the encoders and the first stages do not."
+    def marks(sections={}, seeds=(0,), **variants):
+        sections = {"encoders": TOY.model_dump()} | sections
+        run = SimpleNamespace(seeds=list(seeds), variants=variants or {"public": {"elite": False}, "keepfit": {}}, device=torch.device("cpu"), profile=SimpleNamespace(sections=sections),
+                              section=lambda name, cls: check_section(sections.get(name, {}), cls, name))
+        return _members(run, run.section("pretraining", Settings))
+    plain = marks()
+    assert set(plain) == {"labels_first", "public/0", "keepfit/0"}
+    assert plain.items() < marks(seeds=(0, 1)).items() and plain.items() < marks(public={"elite": False}, keepfit={}, v1={"compat": "v1"}).items()
+    other = marks(public={"elite": False, "memory": 0}, keepfit={})
+    assert other["public/0"] != plain["public/0"] and other["keepfit/0"] == plain["keepfit/0"]
+    for changed in ({"pretraining": {"steps": 7}}, {"encoders": TOY.model_dump() | {"projection": 24}}, {"appearance": {"steps": 3}}):
+        assert all(marks(changed)[k] != v for k, v in plain.items()), changed
 
 
 # ---- bad input, hub, several processes

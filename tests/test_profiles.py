@@ -86,6 +86,55 @@ def test_work_of_another_commit_is_replaced_but_strange_files_are_not(chain):
     assert (other.dir / "01_draw" / "thesis.doc").exists()
 
 
+@pytest.fixture
+def models(monkeypatch, tmp_path):
+    "A stage whose members are models: what was trained, and a function to run it."
+    trained = []
+    def build(run, folder, settings, inputs):
+        for s in run.seeds:
+            place = folder / "keepfit" / str(s)
+            if (place / "whole").exists(): continue
+            trained.append(s); place.mkdir(parents=True, exist_ok=True)
+            if s == 9: (place / "half").write_text("x"); raise RuntimeError("killed")
+            (place / "whole").write_text("x")
+        (folder / "table.csv").write_text(str(run.seeds))
+    members = lambda run, settings: {f"keepfit/{s}": str(settings.count) for s in run.seeds}
+    table = {"01_models": p.Stage("01_models", build, settings=Draw, extra=lambda run, s: str(run.seeds), members=members)}
+    monkeypatch.setattr(p, "find_stage", lambda name: table[name])
+    def go(*seeds, **sections): return p.Run("x", p.Profile(name="t", seeds=list(seeds), sections=sections), tmp_path / "run").need("01_models")
+    return go, trained
+
+
+def test_one_more_seed_leaves_the_other_members(models):
+    go, trained = models
+    folder = go(0, 1); assert trained == [0, 1]
+    (folder / "keepfit" / "notes.txt").write_text("of nobody")
+    go(0, 1, 2); assert trained == [0, 1, 2]
+    assert (folder / "table.csv").read_text() == "[0, 1, 2]" and not (folder / "keepfit" / "notes.txt").exists()
+    go(2); assert trained == [0, 1, 2] and [f.name for f in (folder / "keepfit").iterdir()] == ["2"]
+
+
+def test_members_go_with_what_they_depend_on(models, monkeypatch):
+    go, trained = models
+    go(0, 1); go(0, 1, draw={"count": 5}); assert trained == [0, 1]                        # another section
+    go(0, 1, models={"count": 5}); assert trained == [0, 1] * 2
+    monkeypatch.setattr(p, "source_fingerprint", lambda *args: "other")
+    go(0, 1, 2, models={"count": 5}); assert trained == [0, 1] * 2 + [0, 1, 2]
+
+
+def test_a_member_that_was_killed_goes_on_after_a_seed_is_added(models):
+    go, trained = models
+    with pytest.raises(RuntimeError, match="killed"): go(0, 9)
+    with pytest.raises(RuntimeError, match="killed"): go(0, 9, 4)
+    folder = go(0, 4); assert trained == [0, 9, 9, 4] and not (folder / "keepfit" / "9").exists()
+
+
+def test_a_link_in_a_stage_folder_is_unlinked_not_followed(models, tmp_path):
+    go, _ = models; home = tmp_path / "home"; home.mkdir(); (home / "thesis.doc").write_text("x")
+    folder = go(0); (folder / "keepfit" / "link").symlink_to(home); go(0, 1)
+    assert (home / "thesis.doc").exists() and not (folder / "keepfit" / "link").exists()
+
+
 def test_failure_is_written_down(chain):
     run, _, table = chain
     def fails(*a): raise KeyError("pupil")
