@@ -427,7 +427,7 @@ def _build(run: Run, st: Stage, folder: Path, inputs: dict[str, Path], fp: str, 
     settings, start = run.settings_of(st), time.perf_counter()
     manifest = dict(stage=st.name, status="running", fingerprint=fp, started=_now(), seed=run.seed, profile=run.profile.name,
                     settings=settings.model_dump(mode="json") if settings else {}, versions=versions(),
-                    inputs={n: run.fingerprint(n) for n in st.needs}, **(dict(members=members) if members else {}))
+                    inputs={n: run.fingerprint(n) for n in st.needs}, members=members)
     write_json(folder / "manifest.json", manifest)
     try: metrics = st.build(run, folder, settings, inputs) or {}
     except BaseException as err:
