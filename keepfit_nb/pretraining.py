@@ -559,6 +559,7 @@ def _members(run, settings: Settings) -> dict[str, str]:
     models = {f"{v}/{seed}": json.dumps([*shared, switches]) for v, switches in run.variants.items() for seed in run.seeds}
     return {"labels_first": json.dumps(shared), **models}
 
+# %% ../nbs/13_pretraining.ipynb #91e4f08b
 @stage("13_pretraining", needs=["06_images", "07_encoders"], settings=Settings, extra=_plan, members=_members)
 def build(run, folder: Path, settings: Settings, inputs: dict[str, Path]) -> dict:
     "Leave <variant>/<seed>/ with a saved model each, and default.json."
