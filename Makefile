@@ -3,7 +3,6 @@ SHELL   := /bin/bash
 PYTHON  ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 BIN     := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
-# Small models on few cores: more threads than cores only wait for each other.
 .DEFAULT_GOAL := help
 .PHONY: help install run real test test-slow study docs lab clean export
 

@@ -10,9 +10,9 @@ def measure(
     eyes: int = 10_000,       # read back in both languages, all modalities
     captions: int = 20_000,   # for frames and words, half of them English
 ) -> dict:                    # flat names → numbers
-    "consistency, frames, vocabulary, lengths, speed; the words of the issue are its thresholds."
+    "consistency, frames, vocabulary, lengths, speed."
     truth = consistency(eyes)
-    texts, n, start = [], 0, time.perf_counter()
+    texts, start = [], time.perf_counter()
     for i, eye in enumerate(many_eyes(captions, 1)):
         texts += [caption(eye, m, i % 5, language, phase) for m, phase in pictures(eye) for language in LANGUAGES]
         if len(texts) >= captions: break

@@ -5,7 +5,7 @@
 Glyphs kept: ASCII, punctuation, full-width forms, every character of data/ and of the modules that write text, and those listed in
 data/fonts/characters.txt (the commonest of modern written Chinese). Hinting is dropped; Noto's cubic outlines become quadratic,
 since reportlab embeds TrueType only. The subsets are renamed, as the OFL asks of modified fonts with reserved names."""
-import argparse, re
+import argparse
 from pathlib import Path
 
 from fontTools.pens.cu2quPen import Cu2QuPen

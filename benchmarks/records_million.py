@@ -31,7 +31,7 @@ def peak_mb() -> int:
 
 def run(n: int) -> dict:
     "The five steps, timed."
-    import numpy as np, pyarrow as pa, pyarrow.compute as pc
+    import numpy as np, pyarrow.compute as pc
     from keepfit_nb.leaks import near_pairs
     from keepfit_nb.records import as_dataset, leak_report, read_records, split_by_patient, validate, write_records
     seconds, peaks, folder = {}, {}, Path(tempfile.mkdtemp())

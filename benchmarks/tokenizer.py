@@ -57,7 +57,7 @@ def measure(
     device: str = "auto",
     settings: Settings = Settings(codes=1024, factor=2, width=32, detail=5., batch_size=16, steps=1500, save_seconds=60),
 ) -> dict:                  # flat names → numbers
-    "Learn and judge; the three figures of the issue are codebook_use, psnr and lesion_recall."
+    "Learn and judge; the three that count are codebook_use, psnr and lesion_recall."
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as temporary:
         where, chosen = Path(folder or temporary), pick_device(device)

@@ -10,7 +10,7 @@ __all__ = ['PARTS', 'KINDS', 'FIELDS', 'FIRST_WEIGHTS', 'OWN_PAIRS', 'switched_o
            'explore_study', 'seeds_of', 'main', 'study_settings']
 
 # %% ../nbs/20_ablation.ipynb #c3795f9f
-import argparse, functools, hashlib, io, json, multiprocessing, os, shutil, time, zlib
+import argparse, functools, hashlib, io, json, multiprocessing, os, shutil, time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path

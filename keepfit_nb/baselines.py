@@ -7,7 +7,7 @@ __all__ = ['Settings', 'class_probs', 'own_answers', 'build', 'load_baselines', 
 
 # %% ../nbs/13a_baselines.ipynb #63756bea
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np, pandas as pd

@@ -7,7 +7,6 @@ __all__ = ['Mixture', 'stream_rows', 'Rows', 'some_sentences', 'words_of', 'Batc
 
 # %% ../nbs/13.1_batches.ipynb #1eb6139f
 import functools, os, re, warnings, zlib
-from pathlib import Path
 from typing import Literal
 
 import numpy as np, torch

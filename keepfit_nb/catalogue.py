@@ -14,7 +14,6 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from .anatomy import stream
 from .profiles import MODALITIES, nearest, open_run
 
 # %% ../nbs/03.2_catalogue.ipynb #696d9fae

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .anatomy import arcade, fibre_angle, stream
-from .catalogue import DISEASES
+from .anatomy import arcade, fibre_angle
 from .profiles import open_run
 
 # %% ../nbs/03.3_disease.ipynb #b6a2ac02
@@ -161,7 +160,7 @@ def _hypertensive(rng, base, facts):
 
 # %% ../nbs/03.3_disease.ipynb #79599e7d
 def _sector(base, sign):           # one temporal quadrant: beyond the raphe, on the fovea's side of the disc
-    (dx, dy), (fx, fy) = base["disc"], base["fovea"]
+    (dx, dy), (_, fy) = base["disc"], base["fovea"]
     return lambda x, y: (sign * (y - fy) > .08) & (x < dx - .02) & (sign * (y - dy) > .1)
 
 def _branch_vein(rng, base, facts):

@@ -25,7 +25,7 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
 from .frugal import freeze, frozen_modules, image_groups, low_rank, save_memory, text_groups
 from .profiles import expand, nearest, stage
-from .weights import TORCH_FILES, fill, hub, hub_or_cache, hub_reachable, load_text_file, load_weights, local_file, misfits, out_of_reach
+from .weights import TORCH_FILES, hub, hub_or_cache, hub_reachable, load_text_file, load_weights, out_of_reach
 from .words import train_tokenizer, vocabulary_texts
 
 # %% ../nbs/07_encoders.ipynb #50fece1b

@@ -16,13 +16,11 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, Field
 
-from .comparisons import COMPARISON_COLUMNS, compare, corrected
-from .embeddings import EmbeddingWriter, Embeddings, embed, embedded, save_embeddings, weights_fingerprint
+from .embeddings import EmbeddingWriter, Embeddings, embedded, save_embeddings, weights_fingerprint
 from .knowledge import load_knowledge
-from .measures import (METRICS, MULTI_METRICS, at_threshold, best_thresholds, bootstrap, interval, macro, metrics, multi_replicates,
-                                 per_class, replicates, resample, score, score_multi, threshold_at)
+from .measures import (METRICS, at_threshold, bootstrap, interval, macro, metrics, replicates, resample, score, score_multi, threshold_at)
 from .profiles import expand, nearest, open_run, read_json, resource, seed_everything, stage, write_json
-from .tasks import (GRADES, ClassSpec, GroupSpec, Task, TaskSettings, all_tasks, left_out, select, select_multi, tasks_for)
+from .tasks import (ClassSpec, GroupSpec, Task, TaskSettings, all_tasks, left_out, select, select_multi, tasks_for)
 
 # %% ../nbs/14_evaluation.ipynb #313b6aa3
 class Settings(TaskSettings, extra="forbid"):

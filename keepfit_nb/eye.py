@@ -11,9 +11,8 @@ __all__ = ['Eye', 'mirror', 'sample_eye', 'visible_diseases', 'per_quadrant', 's
 
 # %% ../nbs/03_eye.ipynb #95e29f0a
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-import numpy as np
 
 from .anatomy import MICRONS, Vessel, anatomy, arcade, crossings, cup_edge, fibre_angle, grow, murray, smooth, stream, vessel_tree
 from .catalogue import (DISEASES, FINE_TASKS, GRADES, PREVALENCES, TOGETHER, Disease, as_diseases, consistent, draw_facts, partners,

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import pandas as pd
 from pydantic import BaseModel, Field
 
 from .adapters import clip_adapter, ridge, text_probe, tip_adapter_f

@@ -17,10 +17,10 @@ import cv2, numpy as np
 from pydantic import BaseModel
 
 from .canvas import FIELD, GRAIN, Canvas, check_size, cloud, edge, grid, lesion_cover, soften
-from .colours import DEEP, MEDIA, SURFACE, Scene, blend, cataract, choroid, paint, stain
-from .eyeground import around, background, draw_disc, draw_tree, draw_vessels, moved, pinched
-from .eye import DISEASES, FINE_TASKS, Eye, Lesion, Vessel, sample_eye, stream, vessel_tree
-from .profiles import nearest, open_run
+from .colours import DEEP, MEDIA, SURFACE, Scene, cataract, paint
+from .eyeground import background, draw_disc, draw_tree, draw_vessels, moved, pinched
+from .eye import DISEASES, FINE_TASKS, Eye, Vessel, sample_eye, stream, vessel_tree
+from .profiles import open_run
 
 # %% ../nbs/03a_fundus.ipynb #624800d4
 QUANTILES = (.02, .10, .25, .50, .75, .90, .98)                     # of 1,318 real photographs, sources weighted equally

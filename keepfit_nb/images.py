@@ -21,7 +21,7 @@ from PIL import Image
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
-from .decoding import decode, eight_bit, foreground_box, foreground_crop, preprocess, resize_pad, rgb_array
+from .decoding import decode, foreground_crop, preprocess, resize_pad
 from .profiles import nearest, read_json, stage, write_json
 
 # %% ../nbs/06_images.ipynb #71df6308

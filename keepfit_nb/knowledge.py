@@ -16,7 +16,7 @@ from types import MappingProxyType
 
 from pydantic import BaseModel
 
-from .categories import Category, ancestors, canonical, family, load_knowledge, names_term, read_categories, without_terms
+from .categories import canonical, family, load_knowledge, names_term, without_terms
 from .profiles import nearest, open_run, resource, stage
 
 # %% ../nbs/01_knowledge.ipynb #7a6d06c7

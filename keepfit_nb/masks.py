@@ -10,7 +10,6 @@ __all__ = ['TARGETS', 'REAL_TARGETS', 'Target', 'targets_of', 'diseases_of', 'dr
 import csv, zlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch

@@ -23,8 +23,8 @@ from .eye import DISEASES, sample_eye
 from .figures import MARKS, Cast, Layout, arrange, compose, lay_out, make_cast, make_panel, names_of
 from .houses import FOREIGN, GROUPS, HELDOUT, TUNING, Story, Template, caption_spans, number_of, with_extras
 from .profiles import Run, resource, stage, write_json
-from .typesetting import (BAD, Block, Piece, Scan, Sheet, Type, bad_pdf, corners, encode, new_canvas, photograph, pieces, printed,
-                                    show_page, take_line, text_block, width)
+from .typesetting import (Block, Piece, Scan, Sheet, Type, corners, encode, new_canvas, photograph, pieces, printed,
+                                    show_page, text_block, width)
 
 # %% ../nbs/03f_pages.ipynb #2540f11b
 @dataclass

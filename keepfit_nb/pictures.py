@@ -7,7 +7,7 @@ __all__ = ['MAX_PIXELS', 'MIN_SIDE', 'FORMATS', 'DICOM_ENDINGS', 'size_problem',
            'split_frame', 'open_image', 'check_image', 'describe_dicom']
 
 # %% ../nbs/02.1_pictures.ipynb #f1365f89
-import io, os, re, warnings
+import os, re, warnings
 from pathlib import Path
 
 import numpy as np

@@ -17,7 +17,7 @@ from typing import Literal, TypeVar, cast
 
 import numpy as np, torch
 from fastcore.basics import patch
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn

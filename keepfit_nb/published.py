@@ -15,7 +15,7 @@ import pandas as pd
 from pydantic import BaseModel
 
 from .evaluation import METRICS, RESULT_COLUMNS
-from .profiles import DISCLAIMER, nearest, open_run, read_json, resource
+from .profiles import DISCLAIMER, open_run, read_json, resource
 
 # %% ../nbs/21.1_published.ipynb #89e7ad02
 class Published(BaseModel, extra="forbid"):

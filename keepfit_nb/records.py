@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, pyarrow as pa, pyarrow.compute as pc, pyarrow.parquet as pq
 from datasets import Dataset, Features
 
-from .gate import COLUMNS, FEATURES, LISTS, ROLE_NEEDS, Record, as_dataset, as_list, check_columns, validate
+from .gate import COLUMNS, FEATURES, LISTS, Record, as_dataset, as_list, check_columns, validate
 from .people import hash_patient, personal_reason
 from .pictures import check_image, split_frame
 from .profiles import nearest, open_run

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from pydantic import BaseModel, Field
 
 from .captioning import meteor_tool, score_words
@@ -23,7 +22,7 @@ from .decoder import facts_only, shown
 from .evaluation import Bench, Task, interval, resample, write_results, write_table
 from .knowledge import canonical, prompts
 from .profiles import MODALITIES, browse, find_stage, open_run, stage
-from .ranking import RANK_METRICS, centred, chance, judge_ranking, multi_hot, overlap, rank_metrics, ranked, redraw, search, with_interval
+from .ranking import centred, chance, judge_ranking, multi_hot, overlap, rank_metrics, ranked, redraw, search, with_interval
 from .zero_shot import prototypes, sentence_vectors, unit
 
 # %% ../nbs/18_retrieval.ipynb #948e3b2d

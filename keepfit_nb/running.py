@@ -12,17 +12,17 @@ __all__ = ['EXIT', 'WAITING', 'app', 'sources_app', 'MANY', 'IMAGE_FILES', 'Sett
            'check_runner']
 
 # %% ../nbs/22_running.ipynb #e4aa41ed
-import ast, contextlib, functools, hashlib, importlib, json, os, shutil, signal, subprocess, sys, time
+import contextlib, hashlib, importlib, json, os, shutil, signal, subprocess, sys, time
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal, Optional
+from typing import Annotated, Literal
 
 import typer, yaml
 from pydantic import BaseModel, Field
 from .profiles import *
-from .profiles import _now, _explain
+from .profiles import _now
 from .order import *
 from .machine import *
 from .supervision import *
@@ -462,7 +462,6 @@ def embed(
     batch_size: Annotated[int, typer.Option(help="images at a time")] = 64,
 ):
     "Embeddings of all images in a folder. On several GPUs: accelerate launch -m keepfit_nb.running embed FOLDER -o out.parquet"
-    import numpy as np, pandas as pd
     from accelerate import PartialState
     from accelerate.utils import gather_object
     if not folder.is_dir(): raise FileNotFoundError(f"no such folder: {folder}")

@@ -7,8 +7,8 @@ __all__ = ['SPLITS', 'SHARED', 'SHARD_BYTES', 'PIECE', 'statistics', 'cooccurren
            'caption_figure', 'plain_bytes', 'export_parquet', 'save_to_disk', 'verdicts', 'card', 'push_to_hub']
 
 # %% ../nbs/02b_sharing.ipynb #cc7ad23d
-import io, json, os, re, shutil, tempfile
-from collections.abc import Iterator, Mapping
+import io, os, re, shutil, tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np, pyarrow as pa, pyarrow.compute as pc, pyarrow.parquet as pq
@@ -18,8 +18,8 @@ from PIL import Image
 from .leaks import find_leaks
 from .people import metadata_reasons, personal_reasons
 from .pictures import check_image, open_image, split_frame
-from .profiles import open_run, write_json
-from .records import COLUMNS, FEATURES, LISTS, as_dataset, split_by_patient, validate
+from .profiles import open_run
+from .records import COLUMNS, FEATURES, LISTS, split_by_patient, validate
 
 # %% ../nbs/02b_sharing.ipynb #1ad39a81
 def _column(ds: Dataset, name: str) -> pa.Array:

@@ -17,13 +17,13 @@ from datasets import Dataset, concatenate_datasets
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from .download import slug
-from .knowledge import canonical, corpus, family, load_knowledge, names_term, read_text, read_texts, without_terms
+from .knowledge import canonical, corpus, family, load_knowledge, names_term, read_texts
 from .layouts import read_source
 from .leaks import find_leaks
 from .profiles import MODALITIES, expand, nearest, real_folder, stage, write_json
 from .records import COLUMNS, FEATURES, as_list, leak_report, personal_reason, read_records, split_by_patient, validate, write_records
-from .registry import find_source, how_to_get, list_sources, load_registry
-from .tables import ENDINGS, map_columns, mend_captions, read_csv, read_dicom_folder, read_folder, read_hf, read_table
+from .registry import find_source, how_to_get, load_registry
+from .tables import ENDINGS, map_columns, mend_captions, read_dicom_folder, read_folder, read_hf, read_table
 
 # %% ../nbs/05_sources.ipynb #c5c08668
 ROLES = ("elite", "public", "evaluation")

@@ -8,7 +8,7 @@ __all__ = ['FolderInUse', 'hold', 'end_orphans', 'end_tree', 'Watch', 'attempt',
 
 # %% ../nbs/22.3_supervision.ipynb #47161ab7
 import contextlib, json, os, re, subprocess, sys, threading, time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 

@@ -17,10 +17,9 @@ from xml.etree import ElementTree
 import numpy as np, pandas as pd
 import pyarrow as pa, pyarrow.parquet as pq
 
-from .knowledge import read_text
 from .pictures import read_dicom
 from .profiles import MODALITIES, data_folder, nearest
-from .records import COLUMNS, as_list
+from .records import COLUMNS
 
 # %% ../nbs/05.1_tables.ipynb #4120e948
 ENDINGS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2", ".ppm")

@@ -10,12 +10,10 @@ __all__ = ['GRADES', 'ClassSpec', 'Task', 'select', 'select_multi', 'GroupSpec',
 # %% ../nbs/14.3_tasks.ipynb #f84f972f
 import functools
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import pandas as pd
 import yaml
 from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 

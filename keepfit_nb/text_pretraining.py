@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrained
 from transformers.utils import logging
 
 from .profiles import expand, seed_everything, stage, write_json
-from .knowledge import load_knowledge, names_term
+from .knowledge import load_knowledge
 from .encoders import Settings as EncoderSettings, TextEncoder, hub_or_cache, is_path, out_of_reach, text_folder
 from .training import Settings as TrainingSettings, fit, total_steps
 

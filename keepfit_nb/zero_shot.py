@@ -21,7 +21,7 @@ from pydantic import BaseModel, field_validator
 from .comparisons import COMPARISON_COLUMNS, compare, corrected, sign_p
 from .decoding import batch_of, decode
 from .evaluation import Bench, Task, write_results, write_table
-from .knowledge import KINDS, TEMPLATES, canonical, load_knowledge, prompts
+from .knowledge import KINDS, TEMPLATES, load_knowledge, prompts
 from .measures import best_thresholds, interval, macro_replicates, per_class, replicates
 from .profiles import MODALITIES, browse, complaint, in_words, nearest, open_run, someone_is_here, stage, unshown
 

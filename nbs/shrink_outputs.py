@@ -31,7 +31,9 @@ def as_jpeg(data: bytes) -> bytes | None:
 def shrink(path: Path) -> int:
     "Bytes saved in one notebook."
     notebook, before = json.loads(path.read_text(encoding="utf-8")), path.stat().st_size
-    for output in (o for c in notebook["cells"] for o in c.get("outputs", [])):
+    outputs = [o for c in notebook["cells"] for o in c.get("outputs", [])]
+    if not any("application/vnd.jupyter.widget-view+json" in o.get("data", {}) for o in outputs): notebook["metadata"].pop("widgets", None)      # the state of progress bars that are gone
+    for output in outputs:
         text = output.get("data", {}).get("image/png")
         if not text or len(text) <= LEAST: continue
         data = smaller(base64.b64decode(text)); jpeg = as_jpeg(data) if len(data) > 2 * LEAST else None

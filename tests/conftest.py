@@ -1,5 +1,5 @@
 "Fixtures shared by the tests: one smoke run of the whole chain, small pictures, the real images where they are."
-import json, os, shutil, subprocess, sys
+import os, subprocess, sys
 from pathlib import Path
 
 import pytest

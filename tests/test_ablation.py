@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np, pytest
 
 from keepfit_nb import ablation
-from keepfit_nb.ablation import (Bundle, Study, contrasts, devices_for, gain, gains, grid, pack, questions, run_cell, run_grid, scores, seeds_of, spelled, student,
+from keepfit_nb.ablation import (Bundle, Study, contrasts, devices_for, gain, gains, grid, pack, run_cell, run_grid, scores, seeds_of, spelled, student,
                                  study_settings, unpack, unspelled)
 from keepfit_nb.pretraining import variant_settings
 from keepfit_nb.profiles import check_section

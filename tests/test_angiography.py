@@ -5,7 +5,7 @@ import cv2, numpy as np, pytest
 from dataclasses import replace
 from hypothesis import given, settings, strategies as st
 
-from keepfit_nb.angiography import CLOCK, PHASES, Plate, curves, flow, glow, leak, render_angiogram, seconds_of
+from keepfit_nb.angiography import CLOCK, PHASES, Plate, curves, flow, glow, leak, render_angiogram
 from keepfit_nb.eye import DISEASES, FINE_TASKS, LESIONS, TOGETHER, Lesion, sample_eye
 from keepfit_nb.fundus import learnability, render_fundus
 

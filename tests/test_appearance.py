@@ -167,7 +167,7 @@ def test_stage_leaves_what_it_promises(tmp_path):
     out = tmp_path / "out"; out.mkdir()
     run = SimpleNamespace(seed=0, device=torch.device("cpu"))
     metrics = build(run, out, Settings(codes=32, width=8, batch_size=4, steps=6, factor=4), {"06_images": tmp_path / "cache"})
-    tokenizer, tokens = load_tokenizer(out), cached_tokens(out)
+    load_tokenizer(out); tokens = cached_tokens(out)
     assert tokens.shape == (12, 8, 8) and metrics["judged"] == 4 and metrics["tokens_a_picture"] == 64 and 0 < metrics["codes_used"] <= 1
     assert load_counts(out).sum() == 8 * 64                                     # of the pictures learned from, no others
     assert json.loads((out / "config.json").read_text())["codes"] == 32 and np.isfinite(metrics["psnr"])

@@ -1,7 +1,6 @@
 """The atlas reader as a whole: printed books, bad books, decisions, translation, the stage."""
-import json, os, shutil
-from pathlib import Path
-import numpy as np, pandas as pd, pytest
+import shutil
+import pandas as pd, pytest
 from reportlab.pdfgen.canvas import Canvas
 from keepfit_nb import atlas as A
 from keepfit_nb.atlas import (Settings, apply_decisions, as_records, edit_distance, fill_language, read_all, read_atlas, read_decisions, review, same_form,

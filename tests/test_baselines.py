@@ -13,7 +13,6 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModel, BertConfig, CLIPConfig, CLIPImageProcessor, CLIPModel, SiglipConfig, SiglipImageProcessor, SiglipModel
 
-sys.path.insert(0, str(Path(__file__).parent))
 from evaluation_bench import make_bench
 
 from keepfit_nb import baselines as bl, evaluation as ev, other_models as om

@@ -4,7 +4,7 @@ from dataclasses import replace
 import cv2, numpy as np, pytest
 from hypothesis import given, settings, strategies as st
 
-from keepfit_nb.canvas import BLOBS, BRUSHES, Canvas, cloud, edge, lesion_cover, outlines, placed, soften
+from keepfit_nb.canvas import Canvas, cloud, edge, lesion_cover, outlines, placed, soften
 from keepfit_nb.colours import DEEP, MEDIA, SURFACE, Scene, blend, box, cataract, paint, stain
 from keepfit_nb.eye import LESIONS, Lesion, sample_eye
 

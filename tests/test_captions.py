@@ -1,6 +1,5 @@
 "Captions and the phantom sets: what does not fit in chapter 03d."
 import collections, hashlib, json, os, shutil, signal, subprocess, sys, time
-from dataclasses import replace
 from pathlib import Path
 
 import cv2, numpy as np, pytest

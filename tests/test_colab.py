@@ -1,5 +1,5 @@
 "Colab, imitated: a kernel that began before the project was there, a stub of google.colab, a Drive, a secret, three GPUs, a disconnect."
-import json, os, queue, shutil, subprocess, sys, time
+import json, os, shutil, subprocess, time
 from pathlib import Path
 
 import pytest

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "docs"))
 HOWTO = sorted((ROOT / "docs" / "howto").glob("*.md"))
 read = lambda path: path.read_text(encoding="utf-8")
 links = lambda text: re.findall(r"\]\((?!https?:|#)([^)\s#]+)", text)

@@ -1,6 +1,5 @@
 "Chapter 05.5 beyond its notebook: a server that lies and archives that attack."
 import hashlib, http.server, io, json, os, tarfile, threading, zipfile
-from pathlib import Path
 
 import pytest
 

@@ -77,8 +77,6 @@ def test_nan_features_name_their_row():
 def test_memory_does_not_grow_with_the_file(tmp_path):
     "Ten times the rows, in a process of its own: the memory of its own grows by the row numbers, not by the vectors."
     import json, subprocess, sys
-    from pathlib import Path
-    sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
     import evaluation as bench
     if sys.platform != "linux": pytest.skip("reads /proc")
     small, big = (json.loads(subprocess.run([sys.executable, "-c", bench.WORK, str(n)], capture_output=True, text=True, check=True).stdout) for n in (20_000, 200_000))

@@ -1,6 +1,5 @@
 "Image and text encoders: layouts, weights, the mask, and every way weights can be out of reach."
 import json, subprocess, sys, time
-from pathlib import Path
 
 import pytest, timm, torch
 from safetensors.torch import load_file, save_file

@@ -1,6 +1,5 @@
 "Chapter 14: metrics against scikit-learn, the bootstrap against its naive form, tasks, leaks, the bench."
 import json
-import sys
 import warnings
 from pathlib import Path
 
@@ -11,11 +10,10 @@ from hypothesis import given, settings, strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.metrics import (accuracy_score, balanced_accuracy_score, cohen_kappa_score, f1_score, roc_auc_score)
 
-sys.path.insert(0, str(Path(__file__).parent))
 from evaluation_bench import make_bench, record
 
 from keepfit_nb import evaluation as ev
-from keepfit_nb.evaluation import (METRICS, Bench, ClassSpec, Embeddings, GroupSpec, ResultRow, Settings, Task, bootstrap, interval, leak_check,
+from keepfit_nb.evaluation import (METRICS, Bench, Embeddings, GroupSpec, ResultRow, Settings, bootstrap, interval, leak_check,
                                    left_out, macro, metrics, replicates, resample, save_embeddings, score, select, tasks_for)
 from keepfit_nb.profiles import real_folder
 
@@ -358,7 +356,7 @@ def test_settings_refuse_unknown_keys():
 # ---- operating point, several labels, declarations
 
 def test_sensitivity_uses_training_rows_only(tmp_path):
-    bench = make_bench(tmp_path, per_class=40); task = bench.tasks[0]; (rows, y), (train, train_y) = bench.rows(task), bench.rows(task, "train")
+    bench = make_bench(tmp_path, per_class=40); task = bench.tasks[0]; (rows, y), (_, train_y) = bench.rows(task), bench.rows(task, "train")
     rng = np.random.default_rng(0); make = lambda y: (p := rng.random((len(y), 3)) + .4 * np.eye(3)[y]) / p.sum(1, keepdims=True)
     p, q = make(y), make(train_y); out = {r["metric"]: r for r in bench.judge_operating("keepfit", 0, task, "trial", rows, y, p, train_y, q)}
     line = np.sort(1 - q[train_y == 0, 0])[int(np.ceil(.9 * (train_y == 0).sum())) - 1]

@@ -1,12 +1,10 @@
 "Chapter 19: questions with a known place, rows with intervals, what was retrieved, map, failures, browsing, the stage."
-import importlib.util, sys
-from pathlib import Path
+import importlib.util
 from types import SimpleNamespace
 
-import numpy as np, pandas as pd, pytest, torch
+import numpy as np, pandas as pd, pytest
 from hypothesis import given, settings, strategies as st
 
-sys.path.insert(0, str(Path(__file__).parent))
 from evaluation_bench import make_bench
 from test_pretraining import TOY, make_cache, settings as pretraining_settings
 

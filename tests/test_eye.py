@@ -1,5 +1,5 @@
 "The eye as a whole: determinism, independence of the nuisances, company, grading, mirror."
-import itertools, math, subprocess, sys
+import subprocess, sys
 
 import numpy as np, pytest
 

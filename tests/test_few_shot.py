@@ -1,13 +1,10 @@
 "Chapter 16: support, prototypes, Tip-Adapter, intervals over draws."
-import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings, strategies as st
 
-sys.path.insert(0, str(Path(__file__).parent))
 from evaluation_bench import FakeModel, fake_run, make_bench
 
 from keepfit_nb import few_shot as fs, zero_shot as zs

@@ -2,7 +2,7 @@
 import io, re
 
 import cv2, numpy as np, pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import given, settings, strategies as st
 from PIL import Image
 
 from keepfit_nb.captions import sample_eye

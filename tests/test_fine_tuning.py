@@ -1,13 +1,9 @@
 "Chapter 17a: who is asked when to stop, what moves, and the stage on a bench."
-import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 from keepfit_nb import fine_tuning as ft
 from keepfit_nb.encoders import Settings as EncoderSettings, build_image_encoder

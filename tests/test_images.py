@@ -1,6 +1,5 @@
 "Chapter 06 beyond its notebook: formats, broken files, the cache under kill and full disk, equal pixels everywhere."
 import errno, io, os, subprocess, sys, time, zlib
-from pathlib import Path
 
 import numpy as np
 import pandas as pd

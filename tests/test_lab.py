@@ -1,10 +1,8 @@
 "The lab as a person meets it: JupyterLab in a real browser, chapters run by the button, widgets moved by mouse and keyboard. tests/test_widgets.py checks the same widgets without one."
 import sys
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
 import lab_browser as lab
 
 pytest.importorskip("playwright", reason="playwright (dev_requirements of settings.ini) is not installed")

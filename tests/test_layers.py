@@ -1,7 +1,7 @@
 """The healthy slice: what does not fit in chapter 03c.1_layers."""
-import numpy as np, pytest
+import numpy as np
 from keepfit_nb.eye import sample_eye
-from keepfit_nb.layers import (BLOOD, FRAMES, INNER, LAYERS, MM, boundaries, crossings, healthy, nuisances, paint_layers, photograph, scan_line, settle, speckle,
+from keepfit_nb.layers import (BLOOD, FRAMES, MM, crossings, healthy, nuisances, paint_layers, photograph, scan_line, settle, speckle,
                                stamp, visible, wave)
 
 NORMAL = [sample_eye(s, "normal") for s in range(60)]

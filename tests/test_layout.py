@@ -1,6 +1,5 @@
 """Pages of PDFs: lines, order, pictures, and every way a file can be bad."""
 import os, zlib
-from pathlib import Path
 import numpy as np, pytest
 from hypothesis import given, settings, strategies as st
 from PIL import Image

@@ -3,7 +3,7 @@ import io, os
 
 import numpy as np, pandas as pd, pytest
 from hypothesis import given, settings, strategies as st
-from PIL import Image, ImageEnhance, ImageFilter
+from PIL import Image, ImageEnhance
 
 from keepfit_nb import leaks as L
 from keepfit_nb.knowledge import family, load_knowledge

@@ -1,6 +1,4 @@
 "Chapter 17: the probe against scikit-learn, C chosen without the test set."
-import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -9,7 +7,6 @@ from hypothesis import given, settings, strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-sys.path.insert(0, str(Path(__file__).parent))
 from evaluation_bench import fake_run, make_bench
 
 from keepfit_nb import linear_probe as lp

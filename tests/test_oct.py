@@ -4,7 +4,7 @@ import cv2, numpy as np, pytest
 from hypothesis import given, settings, strategies as st
 from keepfit_nb.eye import DISEASES, FINE_TASKS, LESIONS, Lesion, TOGETHER, sample_eye
 from keepfit_nb.fundus import FIELD, lesion_cover
-from keepfit_nb.oct import (CHANGES, INNER, LAYERS, MM, OCT_DISEASES, OUTER, boundaries, cut, druse_height, healthy, met, nuisances, peak, render_oct, scan_line,
+from keepfit_nb.oct import (CHANGES, INNER, LAYERS, MM, OCT_DISEASES, OUTER, cut, druse_height, met, nuisances, peak, render_oct, scan_line,
                             visible)
 
 cv2.setNumThreads(1)
@@ -15,7 +15,7 @@ def framed(disease, facts=None, n=1, first=0, **more):
     "Eyes whose file is nothing but the scan (and whose nuisances fulfil `more`)."
     out = []
     for s in range(first, first + 3000):
-        nu = nuisances(s_eye := sample_eye(s, "normal"))
+        nu = nuisances(sample_eye(s, "normal"))
         if nu.frame == "full" and all(test(nu) for test in more.values()): out.append(sample_eye(s, disease, facts))
         if len(out) == n: return out[0] if n == 1 else out
 
@@ -157,7 +157,7 @@ def test_neovascular_fluid_is_of_its_kind():
     ("detached retina", "retinal detachment", None)])
 def test_photograph_and_tomogram_agree(kind, disease, facts):
     "Same lesion, same place, same width: columns of the scan's mask against the photograph's mask under the scan line."
-    n, both, either, wide, seen = 256, 0, 0, [], []
+    n, both, either = 256, 0, 0
     for eye in framed(disease, facts, n=8):
         found = columns(eye, kind, n) if kind != "macular hole" else render_oct(eye, n, masks=True)[1][kind][-int(.9 * n):].any(0)
         px = np.clip(np.rint((scan_line(eye, n) * FIELD + 1) * n / 2 - .5).astype(int), 0, n - 1)

@@ -9,7 +9,7 @@ def panel(m, seed=1, size=240): return cv2.resize(render(sample_eye(seed, EYE[m]
 
 def compound(rows, gutter, tone):
     "Panels in rows; the picture and the true boxes in shares."
-    h, boxes, bands, y = sum(r[0].shape[0] for r in rows) + gutter * (len(rows) - 1), [], [], 0
+    h, boxes, y = sum(r[0].shape[0] for r in rows) + gutter * (len(rows) - 1), [], 0
     w = max(sum(p.shape[1] for p in r) + gutter * (len(r) - 1) for r in rows); out = np.full((h, w, 3), tone, np.uint8)
     for r in rows:
         x = 0

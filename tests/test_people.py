@@ -1,5 +1,5 @@
 "Chapter 02.2 beyond what the notebook shows: recall on invented people, false alarms on real tables, metadata of every kind."
-import random, re
+import re
 
 import pandas as pd, pydicom, pytest
 from hypothesis import given, settings, strategies as st

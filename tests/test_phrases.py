@@ -1,14 +1,12 @@
 "The phrase files and their language: what does not fit in chapter 03d.1_phrases."
 import re, shutil
-from pathlib import Path
 
 import numpy as np, pytest, yaml
 from hypothesis import given, strategies as st
 
-from keepfit_nb import phrases as P
 from keepfit_nb.eye import DISEASES, sample_eye
 from keepfit_nb.knowledge import canonical, load_knowledge
-from keepfit_nb.phrases import LANGUAGES, measured, parse_template, phrases, place, read_phrases, slots_of, tree_of, write
+from keepfit_nb.phrases import LANGUAGES, measured, parse_template, phrases, place, read_phrases, slots_of, write
 from keepfit_nb.profiles import resource
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="[](){}|"), min_size=1, max_size=6)

@@ -1,5 +1,4 @@
 "Chapter 00: profiles, run folders, stages."
-import json, os
 from pathlib import Path
 
 import pytest

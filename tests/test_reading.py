@@ -4,7 +4,7 @@ import re, time
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from keepfit_nb.speech import caption, shown_facts
+from keepfit_nb.speech import caption
 from keepfit_nb.eye import DISEASES, sample_eye
 from keepfit_nb.phrases import LANGUAGES, phrases
 from keepfit_nb.reading import (clauses, consistency, dictionary, facts_of, frame, many_eyes, mutations, names_of, pictures, read, variety, verdict)

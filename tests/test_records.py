@@ -1,5 +1,5 @@
 "Chapter 02 beyond what the notebook shows: every kind of bad input, fuzzing, splits and leaks on awkward sets."
-import json, os, re, string
+import json, os, re
 from multiprocessing import get_context
 
 import numpy as np, pandas as pd, pytest

@@ -1,6 +1,5 @@
 "Chapter 05.4 beyond its notebook: each set read from its miniature and recognised among all the others."
 from collections import Counter
-from pathlib import Path
 import hashlib
 
 import pytest

@@ -1,6 +1,5 @@
 "Chapters 18, 18.1 and 18.2: search, ranked lists, captions' scores, and the protocols on a bench that we know everything about."
 import stat, sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,7 +7,6 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings, strategies as st
 
-sys.path.insert(0, str(Path(__file__).parent))
 from evaluation_bench import FakeModel, make_bench
 
 from keepfit_nb import captioning as cap, ranking as rk, retrieval as rt

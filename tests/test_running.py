@@ -1,5 +1,5 @@
 "Chapter 22: the chain, its manifest, its exit codes, killed processes, the command line."
-import contextlib, json, os, re, shutil, signal, subprocess, sys, time
+import contextlib, json, re, shutil, signal, subprocess, sys, time
 from pathlib import Path
 
 import pytest

@@ -1,5 +1,5 @@
 "Chapters 17b.1 and 17b: masks stay on their pictures, Dice is Dice, the encoder is the encoder, nothing is chosen on test eyes."
-import copy, json, math
+import json, math
 from types import SimpleNamespace
 
 import numpy as np
@@ -275,7 +275,6 @@ def test_real_folder_has_masks(real):
 
 # ---- the stage ----
 def small_run(tmp_path, monkeypatch, **more):
-    from keepfit_nb.images import ImageCache
     (tmp_path / "06_images").mkdir(exist_ok=True); (tmp_path / "17b").mkdir(exist_ok=True)
     monkeypatch.setattr(sg, "ImageCache", lambda folder: SimpleNamespace(size=32, about=dict(crop=True)))
     monkeypatch.setattr(sg, "encoders_of", lambda run, settings, inputs: iter([("start", 0, encoder()), ("keepfit", 0, encoder(seed=1))]))

@@ -1,8 +1,8 @@
 "Chapter 05.1 beyond its notebook: tables and folders as strangers leave them."
-import codecs, csv, io, json, os, zipfile
+import csv, io, json, os, zipfile
 from pathlib import Path
 
-import datasets, numpy as np, pandas as pd, pytest
+import datasets, numpy as np, pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 

@@ -1,12 +1,8 @@
 "Chapter 14.3: declared tasks agree with the registry and the names of chapter 01; users declare their own; several labels."
 import json
-import sys
-from pathlib import Path
 
-import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
 from evaluation_bench import record
 
 from keepfit_nb import tasks as T

@@ -8,7 +8,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from keepfit_nb import checkpoints as saving, training
-from keepfit_nb.checkpoints import locked
 from keepfit_nb.profiles import seed_everything
 from keepfit_nb.training import (Settings, checkpoints, fit, launch, launch_command, lr_factor, parameter_groups, random_state,
                                  rows_of_step, set_random_state, total_steps)

@@ -1,6 +1,5 @@
 "The widgets without a browser: what their handles do, what they say to bad input, what is left when nobody looks. tests/test_lab.py clicks them."
 import io, json, threading, time
-from types import SimpleNamespace
 
 import ipywidgets as w
 import matplotlib.pyplot as plt

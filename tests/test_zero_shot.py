@@ -1,13 +1,10 @@
 "Chapter 15: prototypes and words."
-import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings, strategies as st
 
-sys.path.insert(0, str(Path(__file__).parent))
 from evaluation_bench import FakeModel, make_bench
 
 from keepfit_nb import zero_shot as zs
