@@ -13,7 +13,6 @@ __all__ = ['Eye', 'mirror', 'sample_eye', 'visible_diseases', 'per_quadrant', 's
 import math
 from dataclasses import dataclass
 
-
 from .anatomy import MICRONS, Vessel, anatomy, arcade, crossings, cup_edge, fibre_angle, grow, murray, smooth, stream, vessel_tree
 from .catalogue import (DISEASES, FINE_TASKS, GRADES, PREVALENCES, TOGETHER, Disease, as_diseases, consistent, draw_facts, partners,
                                   prevalence, seen_facts)

@@ -13,6 +13,7 @@ from sklearn.metrics import (accuracy_score, balanced_accuracy_score, cohen_kapp
 from evaluation_bench import make_bench, record
 
 from keepfit_nb import evaluation as ev
+from keepfit_nb.embeddings import embed
 from keepfit_nb.evaluation import (METRICS, Bench, Embeddings, GroupSpec, ResultRow, Settings, bootstrap, interval, leak_check,
                                    left_out, macro, metrics, replicates, resample, save_embeddings, score, select, tasks_for)
 from keepfit_nb.profiles import real_folder
@@ -325,7 +326,7 @@ def test_embed_batches_do_not_matter():
     class Cache:
         def batch(self, rows): return torch.arange(len(rows) * 12).reshape(-1, 3, 2, 2).to(torch.uint8) * 0 + torch.tensor(rows)[:, None, None, None].to(torch.uint8)
     encode = lambda x: (None, x.float().mean((2, 3)))
-    a, b = (ev.embed(encode, Cache(), np.array([3, 5, 8]), n) for n in (1, 64))
+    a, b = (embed(encode, Cache(), np.array([3, 5, 8]), n) for n in (1, 64))
     assert "projected" not in a and (a["unprojected"] == b["unprojected"]).all() and a["unprojected"][:, 0].tolist() == [3, 5, 8]
 
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from keepfit_nb import images as M
-from keepfit_nb.decoding import batch_of
+from keepfit_nb.decoding import batch_of, foreground_box
 from keepfit_nb.profiles import real_folder
 
 
@@ -151,7 +151,7 @@ def test_crop_finds_the_disc(noise, size):
     r = int(.4 * h)
     a = disc(h, w, r).astype(int)
     a = (a + np.random.default_rng(1).integers(0, noise + 1, a.shape)).clip(0, 255).astype(np.uint8)
-    box = np.array(M.foreground_box(a))
+    box = np.array(foreground_box(a))
     assert np.abs(box - [h / 2 - r, h / 2 + r, w / 2 - r, w / 2 + r]).max() <= .035 * h, box
 
 
