@@ -55,9 +55,9 @@ def tell(rows, name):
     "benchmarks/results/<name>.csv: every protocol and model, mean over the seeds; of single fine questions only the means stay, of few-shot only ACA."
     keys = ["model", "set", "task", "kind", "modality", "protocol", "shots", "metric"]
     rows = rows[rows.metric.isin(TOLD) & (rows.task.str.startswith("macro") | ~rows.task.str.contains(": "))].fillna({"shots": 0})
-    rows = rows[(rows.shots == 0) | (rows.metric == "ACA")]
+    rows = rows[(rows.shots == 0) & ~rows.protocol.str.endswith(" %") | (rows.metric == "ACA")]
     means = rows.groupby(keys, sort=False).agg(value=("value", "mean"), low=("low", "mean"), high=("high", "mean"), n=("n", "mean"), seeds=("seed", "nunique")).reset_index()
-    means.to_csv(RESULTS.with_name(f"{name}.csv"), index=False, float_format="%.4f", lineterminator="\n")
+    means.round({"shots": 0, "n": 0}).astype({"shots": int, "n": int}).to_csv(RESULTS.with_name(f"{name}.csv"), index=False, float_format="%.4f", lineterminator="\n")
 
 
 def spark():
