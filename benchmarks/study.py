@@ -61,7 +61,7 @@ def tell(rows, name):
 
 
 def spark():
-    "Demonstration 1: four variants, two seeds, every protocol; zero-shot ACA by modality, coarse and fine, and the gains paired by seed."
+    "Demonstration 1: five variants, two seeds, every protocol; zero-shot ACA by modality, coarse and fine, and the gains paired by seed."
     from keepfit_nb.report import overview_rows, read_results
     folder = "runs/study_spark"
     manifest = chain("demo", folder, "--seed", str(EYES), *settings(*SPARK), "--only", *NEEDED)
