@@ -450,7 +450,7 @@ def _members(run, settings: Settings) -> dict[str, str]:
 def build(run, folder: Path, settings: Settings, inputs: dict[str, Path]) -> dict:
     "Leave bundle/, cells/<row>.<seed>.json, scores.csv and gains.csv."
     trained = run.section("pretraining", PretrainingSettings).model_copy(update=dict(steps=settings.steps))
-    inputs = inputs | {n: run.need(n) for n in _begins(settings.rows)}
+    inputs = inputs | {n: run.need(n) for n in ("09_text_pretraining", "11_appearance") if n in _begins(settings.rows)}      # by name, for the plan of chapter 22.1
     parcel, seeds = _bundle(run, folder / "bundle", inputs), [run.seed + s for s in settings.seeds]
     left = run_grid(parcel, folder / "cells", [(r, grid()[r], s) for s in seeds for r in settings.rows], trained, settings.processes, run.device.type)
     if left: raise RuntimeError(f"{len(left)} cells of the study are not done ({', '.join(left[:3])}); see the lines above, then run the stage again")

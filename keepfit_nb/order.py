@@ -63,8 +63,9 @@ def _asked(source: str) -> tuple[frozenset[str], bool]:
     "Stages that some code asks for by name, and whether it also looks where we cannot see. The code is parsed, not executed."
     found, open_ended = set(), False
     tree = ast.parse("\n".join(line for line in source.splitlines() if not line.lstrip().startswith(("%", "!"))))
+    named = [n.value for n in ast.walk(tree) if isinstance(n, ast.Attribute) and n.attr == "name"]         # `run.dir.name` opens nothing
     for n in ast.walk(tree):
-        if isinstance(n, ast.Attribute) and n.attr == "dir" and getattr(n.value, "id", "") == "run": open_ended = True
+        if isinstance(n, ast.Attribute) and n.attr == "dir" and getattr(n.value, "id", "") == "run" and n not in named: open_ended = True
         if not isinstance(n, ast.Call): continue
         if getattr(n.func, "id", "") == "stage": found |= {s for k in n.keywords if k.arg == "needs" for s in _strings(tree, k.value)}
         if getattr(n.func, "attr", "") in ("need", "folder") and len(n.args) == 1:

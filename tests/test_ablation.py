@@ -43,6 +43,13 @@ def test_more_rows_and_seeds_leave_the_cells_that_are_there():
     longer = marks(steps=13); assert longer["bundle"] == plain["bundle"] and longer["cells/elite.3.json"] != plain["cells/elite.3.json"]
 
 
+def test_the_plan_sees_what_the_stage_may_begin_with():
+    "Chapter 20 may run beside others only if the plan knows every stage that its rows can ask for."
+    from keepfit_nb import order, pretraining
+    needs, open_ended = order.touched("20_ablation")
+    assert set(pretraining.BEGIN_WITH) <= needs and not open_ended
+
+
 def test_answers_are_spelled():
     a = np.arange(41)
     assert (unspelled(spelled(a)) == a).all() and spelled(np.array([], int)) == ""

@@ -419,6 +419,7 @@ def test_kernels_side_by_side_sleep_while_they_wait(monkeypatch):
 @pytest.mark.parametrize("code, found, open_ended", [
     ("LIST = dict(a='09_text_pretraining')\nx = {n: run.need(n) for n in LIST.values()}", {"09_text_pretraining"}, False),
     ("for n, part in {'11_appearance': 'x'}.items(): run.need(n)\nprint([n for n in moved])", {"11_appearance", "x"}, False),
-    ("for n in names_from_elsewhere(): run.need(n)", set(), True), ("run.need(n)", set(), True), ("[n for n in ['05_sources']]\nrun.need(n)", set(), True), ("run.need('06_images')", {"06_images"}, False)])
+    ("for n in names_from_elsewhere(): run.need(n)", set(), True), ("run.need(n)", set(), True), ("[n for n in ['05_sources']]\nrun.need(n)", set(), True), ("run.need('06_images')", {"06_images"}, False),
+    ("print(run.dir.name)", set(), False), ("for f in run.dir.iterdir(): print(f.name)", set(), True), ("print((run.dir / 'x').name)", set(), True)])
 def test_what_a_loop_asks_for_is_seen(code, found, open_ended):
     assert order._asked(code) == (frozenset(found), open_ended)
