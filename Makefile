@@ -20,7 +20,7 @@ install: .venv/.installed  ## make .venv with everything, the package editable, 
 	  && echo "git hooks: nbdev (clean notebooks, readable merges) and pre-commit"; fi
 	@touch $@ && echo "installed"
 
-run: install  ## train KeepFIT on simulated eyes and evaluate it (about 16 minutes on 2 cores); says where the report lies
+run: install  ## train KeepFIT on simulated eyes and evaluate it (about 13 minutes on 2 cores); says where the report lies
 	$(BIN)/keepfit-nb run --profile demo --run-dir runs/demo
 
 real: install  ## the same chain on real images: $$KEEPFIT_REAL, or the sources of --set (see README)

@@ -105,7 +105,7 @@ def pace(runs: list[dict]) -> float:
     return ratios[len(ratios) // 2] if ratios else 0.
 
 # %% ../nbs/22.2_machine.ipynb #ee709ca9
-MINUTES = dict(demo=16., real=60.)      # whole chain on 2 cores; the profiles and the Makefile repeat them, and a test holds them together
+MINUTES = dict(demo=13., real=60.)      # whole chain on 2 cores; the profiles and the Makefile repeat them, and a test holds them together
 
 def how_long(name: str, runs: list[dict]) -> tuple[float, str]:
     "(minutes, how we know it) of a profile's whole chain on this machine; 0 minutes when nobody can know."
