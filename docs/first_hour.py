@@ -29,6 +29,7 @@ def told(text: str, *places: str) -> str:
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text); lines = [line.rsplit("\r", 1)[-1].rstrip() for line in text.splitlines()]
     lines = [line for line in lines if line and not line.startswith("WARNING: Location")]      # what pip says of a local mirror
     for place in places: lines = [line.replace(place, "…") for line in lines]
+    lines = [re.sub(r"(?<!\S)/\S+/(?=python3)", "", line) for line in lines]      # where this machine keeps its Python
     return "\n".join((["…"] if len(lines) > LAST else []) + lines[-LAST:])
 
 
