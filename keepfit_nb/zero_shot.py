@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, field_validator
 
-from .comparisons import COMPARISON_COLUMNS, compare, corrected, sign_p
+from .comparisons import COMPARISON_COLUMNS, compare, corrected, draws_for_test, sign_p
 from .decoding import batch_of, decode
 from .evaluation import Bench, Task, write_results, write_table
 from .knowledge import KINDS, TEMPLATES, load_knowledge, prompts
@@ -239,12 +239,13 @@ def _versus(bench: Bench, rows: pd.DataFrame, lead: str, protocol: str) -> list[
         for task in (t for t in bench.tasks if {(m, seed, t.name) for m in (lead, other)} <= answers.keys()):
             test, y = bench.rows(task); a, b = (answers[m, seed, task.name][1] for m in (lead, other))
             if task.kind == "fine": fine.setdefault((task.set, task.modality), []).append((task, test, y, a, b)); continue
-            out.append(about(task, seed, other, task.name) | compare(y, a, b, s.bootstrap, bench.draw_seed(task.name), bench.patients(test), task.ordinal, s.confidence))
+            out.append(about(task, seed, other, task.name) | compare(y, a, b, draws_for_test(len(y), s.bootstrap), bench.draw_seed(task.name), bench.patients(test), task.ordinal, s.confidence))
         for (where, modality), parts in fine.items():
             name = f"macro fine {where} {modality}"
-            a, b = (macro_replicates([(p[1], p[2], p[k]) for p in parts], bench.stratum, bench.patient, "ACA", s.bootstrap, bench.draw_seed(name)) for k in (3, 4))
+            n = len(np.unique(np.concatenate([p[1] for p in parts]))); draws = draws_for_test(n, s.bootstrap)
+            a, b = (macro_replicates([(p[1], p[2], p[k]) for p in parts], bench.stratum, bench.patient, "ACA", draws, bench.draw_seed(name)) for k in (3, 4))
             low, high = interval((a - b)[1:], s.confidence)
-            out.append(about(parts[0][0], seed, other, name) | dict(metric="ACA", difference=float((a - b)[0]), low=low, high=high, n=len(np.unique(np.concatenate([p[1] for p in parts]))),
+            out.append(about(parts[0][0], seed, other, name) | dict(metric="ACA", difference=float((a - b)[0]), low=low, high=high, n=n,
                                                                   a_only=np.nan, b_only=np.nan, p_bootstrap=sign_p((a - b)[1:]), p_mcnemar=np.nan, p_delong=np.nan))
     return out
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 LEAST = 12_000      # bytes; smaller figures stay as they are
+TIGHT = dict(optimize=True, progressive=True)
 LARGE = 60_000      # bytes; a JPEG beyond that is made again with less quality
 
 
@@ -23,8 +24,8 @@ def smaller(data: bytes) -> bytes:
 def as_jpeg(data: bytes) -> bytes | None:
     "The picture as JPEG where that is less than half of it: grain compresses badly as PNG, lines and letters badly as JPEG."
     out = io.BytesIO(); picture = Image.open(io.BytesIO(data)).convert("RGBA"); flat = Image.new("RGB", picture.size, "white"); flat.paste(picture, mask=picture.getchannel("A"))
-    flat.save(out, "JPEG", quality=85, optimize=True)
-    if len(out.getvalue()) > LARGE: out = io.BytesIO(); flat.save(out, "JPEG", quality=70, optimize=True)
+    flat.save(out, "JPEG", quality=85, **TIGHT)
+    if len(out.getvalue()) > LARGE: out = io.BytesIO(); flat.save(out, "JPEG", quality=70, **TIGHT)
     return out.getvalue() if len(out.getvalue()) < .5 * len(data) else None
 
 

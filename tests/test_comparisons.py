@@ -5,7 +5,7 @@ from hypothesis import given, settings, strategies as st
 from scipy.stats import binom
 from sklearn.metrics import roc_auc_score
 
-from keepfit_nb.comparisons import (COMPARISON_COLUMNS, _placements, benjamini_hochberg, compare, corrected, delong, holm, mcnemar, paired_bootstrap,
+from keepfit_nb.comparisons import (COMPARISON_COLUMNS, _placements, benjamini_hochberg, compare, corrected, delong, draws_for_test, holm, mcnemar, paired_bootstrap,
                                     sign_p, student, student_p)
 
 
@@ -92,3 +92,11 @@ def test_under_the_null_few_are_claimed():
         y = np.repeat([0, 1], 40); a, b = (np.eye(2)[np.where(rng.random(80) < .75, y, 1 - y)] for _ in range(2))
         hits += paired_bootstrap(y, a, b, n=100, seed=t)[3] < .05
     assert hits <= 9 and sign_p(np.full(99, .5)) == pytest.approx(.02) and np.isnan(sign_p([np.nan]))
+
+
+def test_a_clear_difference_survives_many_questions():
+    "With as few draws as an interval needs, Holm's p of a table of forty could not fall below .05."
+    rng = np.random.default_rng(0); y = np.repeat([0, 1, 2], 60); answer = lambda share: np.eye(3)[np.where(rng.random(180) < share, y, (y + 1) % 3)]
+    good, poor = answer(.95), answer(.5); rows = lambda n: [dict(a="good", b="poor", **compare(y, good, poor, n))] + [dict(a="x", b="y", p_bootstrap=.9, p_mcnemar=.9, p_delong=np.nan)] * 39
+    assert corrected(rows(500)).p_holm[0] > .05 > corrected(rows(draws_for_test(180, 500))).p_holm[0]
+    assert draws_for_test(0) == draws_for_test(2000) == 10_000 and draws_for_test(10_000) == 2000 and draws_for_test(10**6, 300) == 300

@@ -32,6 +32,21 @@ def test_seeds_have_an_interval_of_their_own(tmp_path):
     assert f"0.550 <small>[0.400, 0.600] seeds [{.55 - half:.3f}, {.55 + half:.3f}]</small>" in page and "<td>0.500 <small>[0.400, 0.600]</small></td>" in page
 
 
+def test_every_protocol_has_a_line_a_question(tmp_path):
+    seg = dict(protocol="segmentation, frozen", kind="segmentation", metric="Dice")
+    table = pd.DataFrame([rows(task="macro fine phantoms CFP", kind="fine", value=.2), rows(task="phantoms CFP a: b", kind="fine", value=.9), rows(), rows(metric="AUC", value=.99), rows(model="chance", value=.25, low=np.nan, high=np.nan, n=np.nan),
+                          rows(protocol="prototype", shots=5, seed=0, value=.3), rows(protocol="prototype", shots=5, seed=1, value=.5), rows(protocol="prototype", shots=1),
+                          rows(task="phantoms CFP vessels", value=.6, **seg), rows(task="phantoms CFP exudates", value=.1, **seg), rows(protocol="injection", metric="same category"), rows(set="mine", modality="OCT", task="mine OCT diseases")])
+    found = report.protocol_rows(table).set_index(["set", "protocol", "question", "model"]).value
+    assert found.to_dict() == pytest.approx({("phantoms", "zero-shot: ACA", "fine", "keepfit"): .2, ("phantoms", "zero-shot: ACA", "coarse", "keepfit"): .5, ("phantoms", "zero-shot: ACA", "coarse", "chance"): .25,
+        ("phantoms", "prototype, 5 shots: ACA", "coarse", "keepfit"): .4, ("phantoms", "prototype, 1 shot: ACA", "coarse", "keepfit"): .5, ("phantoms", "segmentation, frozen: Dice", "vessels", "keepfit"): .6,
+        ("phantoms", "segmentation, frozen: Dice", "exudates", "keepfit"): .1, ("phantoms", "injection: same category", "coarse", "keepfit"): .5, ("mine", "zero-shot: ACA", "coarse", "keepfit"): .5})
+    tables = dict(report.protocol_tables(table)); assert list(tables) == ["CFP · phantoms", "OCT · mine"] and report.protocol_tables(table.iloc[:0]) == []
+    first = tables["CFP · phantoms"]; assert first.index("<th>chance</th>") < first.index("<th>keepfit</th>") and first.count("zero-shot: ACA") == 2 and "<td>100</td><td>0.250</td><td>0.500 <small>[0.400, 0.600]</small></td>" in first
+    (tmp_path / "15_zero_shot").mkdir(); table.to_parquet(tmp_path / "15_zero_shot" / "results.parquet"); page = report.render(tmp_path).read_text()
+    assert page.count("<details open>") == 1 and first in page and "0.990 <small>" in page.split('id="all"')[1]
+
+
 def test_rows_of_an_older_run_are_read(tmp_path):
     for name, more in (("15_zero_shot", {}), ("17_linear_probe", dict(variant="keepfit"))):
         (tmp_path / name).mkdir(); pd.DataFrame([rows(protocol=name, **more)]).to_parquet(tmp_path / name / "results.parquet")
@@ -129,7 +144,7 @@ def test_the_page_holds_comparisons_published_figures_and_cards(tmp_path):
     pd.read_parquet(folder / "comparisons.parquet").drop(columns=["p_mcnemar_holm", "p_delong_holm"]).to_parquet(folder / "comparisons.parquet")
     assert set(report.versus_rows(tmp_path).p_mcnemar_holm) == {"–"}                       # of an older run
     assert "0.100 <small>[0.050, 0.150]" in page and "&lt;.001" in page and "<script>" not in page and "0.941 (1)" in page and "not run" in page
-    assert page.index("In short") < page.index("What beats what") < page.index("Beside published figures") < page.index("What was trained") < page.index("All results") < page.index("<h2>Cost")
+    assert page.index("In short") < page.index("<h2>Every protocol") < page.index("What beats what") < page.index("Beside published figures") < page.index("What was trained") < page.index(">All results</h2>") < page.index("<h2>Cost")
 
 
 def test_exports_agree(tmp_path):
