@@ -111,17 +111,18 @@ def benjamini_hochberg(p) -> np.ndarray:
     if there.any(): out[there] = false_discovery_control(p[there])
     return out
 
-# %% ../nbs/14.2_comparisons.ipynb #b099dc95
-COMPARISON_COLUMNS = ("run", "protocol", "set", "task", "kind", "modality", "seed", "a", "b", "metric", "difference", "low", "high", "n",
-                      "a_only", "b_only", "p_bootstrap", "p_mcnemar", "p_delong", "p_holm", "p_bh",
-                      "p_mcnemar_holm", "p_mcnemar_bh", "p_delong_holm", "p_delong_bh")
-
+# %% ../nbs/14.2_comparisons.ipynb #6e0d91b8
 def draws_for_test(
     rows: int,            # N
     least: int = 1000,    # replicates of the intervals
 ) -> int:                 # 10,000, fewer beyond 2,000 rows (160 MB of weights), never fewer than `least`
     "Replicates for a test on so many rows: enough that correcting for many comparisons leaves something to find."
     return max(least, min(10_000, 20_000_000 // max(rows, 1)))
+
+# %% ../nbs/14.2_comparisons.ipynb #b099dc95
+COMPARISON_COLUMNS = ("run", "protocol", "set", "task", "kind", "modality", "seed", "a", "b", "metric", "difference", "low", "high", "n",
+                      "a_only", "b_only", "p_bootstrap", "p_mcnemar", "p_delong", "p_holm", "p_bh",
+                      "p_mcnemar_holm", "p_mcnemar_bh", "p_delong_holm", "p_delong_bh")
 
 def compare(
     y,                    # (N,) integer labels
