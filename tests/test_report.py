@@ -47,6 +47,18 @@ def test_every_protocol_has_a_line_a_question(tmp_path):
     assert page.count("<details open>") == 1 and first in page and "0.990 <small>" in page.split('id="all"')[1]
 
 
+def test_a_guess_stands_beside_every_aca(tmp_path):
+    table = pd.DataFrame([rows(), rows(task="macro fine phantoms CFP", kind="fine"), rows(task="a", kind="fine"), rows(protocol="prototype", shots=5), rows(metric="AUC"), rows(task="of another stage"), rows(seed=1, model="public")])
+    assert report.with_chance(table, tmp_path) is table                                     # no predictions, nothing to say
+    folder = tmp_path / "15_zero_shot"; folder.mkdir(); said = lambda task, kind, classes: dict(set="phantoms", modality="CFP", kind=kind, task=task, probs=np.full(classes, 1 / classes), row=0)
+    pd.DataFrame([said("coarse CFP", "coarse", 8), said("coarse CFP", "coarse", 8), said("a", "fine", 2), said("b", "fine", 4)]).to_parquet(folder / "predictions.parquet"); table.to_parquet(folder / "results.parquet")
+    more = report.with_chance(table, tmp_path); luck = more[more.model == "chance"]; assert len(more) == len(table) + 4 and luck[["low", "high"]].isna().to_numpy().all()
+    assert luck.set_index(["protocol", "task"]).value.to_dict() == {("zero-shot", "coarse CFP"): 1 / 8, ("zero-shot", "a"): .5, ("zero-shot", "macro fine phantoms CFP"): .375, ("prototype", "coarse CFP"): 1 / 8}
+    short = report.overview_rows(more[more.task != "of another stage"]).set_index(["model", "kind"]).value; assert short["chance", "coarse"] == 1 / 8 and short["chance", "fine"] == .375
+    figure = report.overview_figure(report.overview_rows(more[more.task != "of another stage"])); assert [ax.collections[0].get_segments()[0][:, 1].tolist() for ax in figure.axes] == [[1 / 8] * 2, [.375] * 2] and "chance" not in [t.get_text() for t in figure.axes[-1].get_legend().get_texts()]
+    assert "<td>chance</td>" in report.render(tmp_path).read_text() and "<th>chance</th>" in report.render(tmp_path).read_text()
+
+
 def test_rows_of_an_older_run_are_read(tmp_path):
     for name, more in (("15_zero_shot", {}), ("17_linear_probe", dict(variant="keepfit"))):
         (tmp_path / name).mkdir(); pd.DataFrame([rows(protocol=name, **more)]).to_parquet(tmp_path / name / "results.parquet")
