@@ -59,15 +59,21 @@ def _bound(tree, call, name: str) -> list:
     return [loop.iter for loop in loops if any(isinstance(t, ast.Name) and t.id == name for t in ast.walk(loop.target))]
 
 @functools.lru_cache(maxsize=None)
+def _declared(source: str) -> frozenset[str]:
+    "What the stages of some code need whatever happens: `needs` of their decorators."
+    tree = ast.parse(source)
+    calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "stage"]
+    return frozenset(s for n in calls for k in n.keywords if k.arg == "needs" for s in _strings(tree, k.value))
+
+@functools.lru_cache(maxsize=None)
 def _asked(source: str) -> tuple[frozenset[str], bool]:
     "Stages that some code asks for by name, and whether it also looks where we cannot see. The code is parsed, not executed."
-    found, open_ended = set(), False
-    tree = ast.parse("\n".join(line for line in source.splitlines() if not line.lstrip().startswith(("%", "!"))))
+    source = "\n".join(line for line in source.splitlines() if not line.lstrip().startswith(("%", "!")))
+    tree, found, open_ended = ast.parse(source), set(_declared(source)), False
     named = [n.value for n in ast.walk(tree) if isinstance(n, ast.Attribute) and n.attr == "name"]         # `run.dir.name` opens nothing
     for n in ast.walk(tree):
         if isinstance(n, ast.Attribute) and n.attr == "dir" and getattr(n.value, "id", "") == "run" and n not in named: open_ended = True
         if not isinstance(n, ast.Call): continue
-        if getattr(n.func, "id", "") == "stage": found |= {s for k in n.keywords if k.arg == "needs" for s in _strings(tree, k.value)}
         if getattr(n.func, "attr", "") in ("need", "folder") and len(n.args) == 1:
             what = n.args[0]
             if isinstance(what, ast.Constant): found.add(str(what.value)); continue
@@ -76,22 +82,24 @@ def _asked(source: str) -> tuple[frozenset[str], bool]:
     return frozenset(found), open_ended
 
 # %% ../nbs/22.1_order.ipynb #000201cb
-def touched(name: str) -> tuple[frozenset[str], bool]:
+def touched(
+    name: str,                             # a chapter
+    built: Collection[str] = (),           # stages that are there and fresh
+) -> tuple[frozenset[str], bool]:
     "Stages that executing a chapter may read or build, its own included; and whether it may look at any other."
-    path = chapters()[name]
-    return _touched(name, path, path.stat().st_mtime_ns)
+    paths, found = chapters(), set()
+    try: asked, open_ended = _cells_ask(paths[name], paths[name].stat().st_mtime_ns)
+    except SyntaxError: return frozenset(), True
+    todo = {n for n in asked if n in paths} | {name}
+    while todo:
+        stage_name = todo.pop(); found.add(stage_name); source = _module_source(module_of(stage_name))
+        needs = _declared(source) if stage_name in built and stage_name != name else _asked(source)[0]
+        todo |= {n for n in needs if n in paths} - found
+    return frozenset(found), open_ended
 
 @functools.lru_cache(maxsize=None)
-def _touched(name: str, path: Path, changed: int) -> tuple[frozenset[str], bool]:      # read again when the file has changed
-    cells = "\n".join("".join(c["source"]) for c in chapter_cells(path) if c["cell_type"] == "code")
-    try: asked, open_ended = _asked(cells)
-    except SyntaxError: return frozenset(), True
-    known, found = set(chapters()), set()
-    todo = {n for n in asked if n in known} | {name}
-    while todo:
-        stage_name = todo.pop(); found.add(stage_name)
-        todo |= {n for n in _asked(_module_source(module_of(stage_name)))[0] if n in known} - found
-    return frozenset(found), open_ended
+def _cells_ask(path: Path, changed: int) -> tuple[frozenset[str], bool]:      # read again when the file has changed
+    return _asked("\n".join("".join(c["source"]) for c in chapter_cells(path) if c["cell_type"] == "code"))
 
 # %% ../nbs/22.1_order.ipynb #bfda4555
 def may_start(
@@ -101,11 +109,11 @@ def may_start(
     built: set[str],         # stages that are there and fresh: reading them disturbs nobody
 ) -> bool:
     "Can this chapter be executed beside those that are running? Conservative: whatever cannot be seen waits."
-    mine, open_ended = touched(name)
+    mine, open_ended = touched(name, built)
     if open_ended and before: return False
     if any(b in mine for b in before): return False                     # it needs what is still to be made
     for other in running:
-        theirs, looks_around = touched(other)
+        theirs, looks_around = touched(other, built)
         if looks_around or (mine & theirs) - built: return False
     return True
 
