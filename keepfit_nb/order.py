@@ -58,6 +58,7 @@ def _bound(tree, call, name: str) -> list:
     loops = [loop for n in around for loop in ([n] if isinstance(n, ast.For) else n.generators)]
     return [loop.iter for loop in loops if any(isinstance(t, ast.Name) and t.id == name for t in ast.walk(loop.target))]
 
+# %% ../nbs/22.1_order.ipynb #9d3f62b7
 @functools.lru_cache(maxsize=None)
 def _declared(source: str) -> frozenset[str]:
     "What the stages of some code need whatever happens: `needs` of their decorators."
