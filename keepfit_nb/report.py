@@ -55,8 +55,8 @@ def with_chance(results: pd.DataFrame, run_dir: Path) -> pd.DataFrame:
     if not len(tasks): return results
     tasks = tasks.assign(guess=1 / tasks.probs.str.len()); macro = tasks.groupby(["kind", "set", "modality"]).guess.mean()
     guess = dict(zip(tasks.task, tasks.guess)) | {f"macro {' '.join(at)}": v for at, v in macro.items()}
-    asked = results[(results.metric == "ACA") & (results.model != "chance")].drop_duplicates(["protocol", "shots", "task"])
-    rows = asked.assign(model="chance", variant="", seed=results.seed.min(), value=asked.task.map(guess), low=np.nan, high=np.nan).dropna(subset="value")
+    rows = results[(results.metric == "ACA") & (results.model != "chance")].drop_duplicates(["protocol", "shots", "task"])
+    rows = rows.assign(model="chance", variant="", seed=results.seed.min(), value=rows.task.map(guess), low=np.nan, high=np.nan).dropna(subset="value")
     return pd.concat([results, rows], ignore_index=True)
 
 # %% ../nbs/21_report.ipynb #6c684de5
